@@ -183,3 +183,10 @@ def network_untrusted(value: object) -> IPNetwork:
         return IPv6Network((value[:16], value[16]))
     except ValueError as exc:
         raise BadPacket("malformed network") from exc
+
+
+def host_network(address: IPAddress) -> IPNetwork:
+    """Return the network that holds one address only."""
+    if isinstance(address, IPv4Address):
+        return IPv4Network((address.packed, 32))
+    return IPv6Network((address.packed, 128))

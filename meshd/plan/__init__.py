@@ -1,0 +1,1 @@
+"""From facts to desired state, purely.  Start reading at `plan`."""

@@ -1,0 +1,130 @@
+"""Members + liveness + paths in, desired state out.
+
+`make_plan` is the only place that decides what the kernel should hold.  It is a pure function, so
+the daemon may run it as often as it likes, and a restart arrives at the same result.
+
+Rule 1: a peer's allowed-ips are its own addresses and nothing else, so a packet with any other
+        source does not come out of its tunnel (cryptokey routing).
+
+Rule 2: one allowed-ip has one peer, and one WireGuard key has one member.  A key that two records
+        name belongs to the earlier admitted member; the other one has no tunnel and is reported.
+
+Rule 3: a member that is believed dead keeps its peer entry, so that it is back with its first
+        packet; it gets no keepalive, which would be a handshake attempt every few seconds for ever.
+
+Rule 4: an endpoint is named only when the path agent has chosen one; WireGuard's own roaming is
+        left alone.
+
+Rule 5: the key a member will rotate to is installed ahead, without allowed-ips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from meshd.addresses import overlay_prefix
+from meshd.codec import host_network
+from meshd.net.link import LinkSpec
+from meshd.wg.types import DeviceSpec, PeerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address
+
+    from meshd.keys import MeshId, NodeId, WireGuardKey, WireGuardPrivateKey
+    from meshd.wg.types import Endpoint
+
+# A NAT may forget an idle UDP mapping after 30 s (RFC 4787 REQ-5 asks for 2 minutes, many give
+# less); 25 s is what WireGuard's own documentation recommends.
+KEEPALIVE_BEHIND_NAT = 25
+
+# 1500, less an IPv6 header (40), a UDP header (8) and WireGuard's data header and tag (32).
+MTU_DEFAULT = 1420
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMember:
+    """Everything the plan needs to know of another member."""
+
+    node: NodeId
+    admitted_at: int
+    wireguard_key: WireGuardKey
+    next_wireguard_key: WireGuardKey | None
+    ipv4: IPv4Address | None
+    ipv6: IPv6Address
+    live: bool  # alive or suspect
+    endpoint: Endpoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSelf:
+    """Everything the plan needs to know of this node."""
+
+    mesh: MeshId
+    private_key: WireGuardPrivateKey
+    listen_port: int
+    fwmark: int
+    ipv4: IPv4Address | None
+    ipv4_prefix: IPv4Network
+    ipv6: IPv6Address
+    behind_nat: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredState:
+    """What the kernel should hold."""
+
+    device: DeviceSpec
+    link: LinkSpec
+    key_conflicts: tuple[NodeId, ...] = ()  # members without a tunnel, by rule 2
+
+
+def make_plan(me: PlannedSelf, members: Iterable[PlannedMember]) -> DesiredState:
+    """Return the desired state.  The order of `members` does not matter."""
+    owners: dict[WireGuardKey, PlannedMember] = {}
+    conflicts: list[NodeId] = []
+    for member in sorted(members, key=lambda member: (member.admitted_at, member.node)):
+        if member.wireguard_key in owners or member.wireguard_key == me.private_key.public:
+            conflicts.append(member.node)
+        else:
+            owners[member.wireguard_key] = member
+    peers = {key: _peer(member, me) for key, member in owners.items()}
+    for member in owners.values():
+        ahead = member.next_wireguard_key
+        if ahead is not None and ahead not in peers and ahead != me.private_key.public:
+            peers[ahead] = PeerSpec(allowed_ips=frozenset(), persistent_keepalive=0)
+    return DesiredState(
+        device=DeviceSpec(
+            private_key=me.private_key,
+            listen_port=me.listen_port,
+            fwmark=me.fwmark,
+            peers=peers,
+        ),
+        link=_link(me),
+        key_conflicts=tuple(conflicts),
+    )
+
+
+def _peer(member: PlannedMember, me: PlannedSelf) -> PeerSpec:
+    addresses = [member.ipv6] if member.ipv4 is None else [member.ipv6, member.ipv4]
+    return PeerSpec(
+        allowed_ips=frozenset(host_network(address) for address in addresses),
+        endpoint=member.endpoint,
+        persistent_keepalive=KEEPALIVE_BEHIND_NAT if me.behind_nat and member.live else 0,
+    )
+
+
+def _link(me: PlannedSelf) -> LinkSpec:
+    prefix = overlay_prefix(me.mesh)
+    if me.ipv4 is None:
+        return LinkSpec(
+            addresses=frozenset({host_network(me.ipv6)}),
+            routes=frozenset({prefix}),
+            mtu=MTU_DEFAULT,
+        )
+    return LinkSpec(
+        addresses=frozenset({host_network(me.ipv6), host_network(me.ipv4)}),
+        routes=frozenset({prefix, me.ipv4_prefix}),
+        mtu=MTU_DEFAULT,
+    )
