@@ -1,0 +1,1 @@
+"""The control socket: HTTP with versioned JSON.  Start reading at `api`."""

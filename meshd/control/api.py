@@ -1,0 +1,252 @@
+"""What each request means.  HTTP and JSON end here; the daemon is a `Controller`.
+
+| request                                | answer                                               |
+| -------------------------------------- | ---------------------------------------------------- |
+| `GET /v1/status`                       | `meshd.status/1`                                     |
+| `GET /v1/peers`                        | `meshd.peers/1`                                      |
+| `POST /v1/ping {name,count,interval}`  | lines of `meshd.ping/1`, then `meshd.ping-summary/1` |
+| `GET /v1/wait?members=…&…&timeout=…`   | `meshd.wait/1`, as soon as it holds, or at the end   |
+| `POST /v1/invites {…}`                 | `meshd.invite/1`, with the token                     |
+| `GET /v1/invites`                      | `meshd.invites/1`                                    |
+| `GET /v1/events?recent=…`              | `meshd.events/1`                                     |
+| `GET /v1/events?follow=1&recent=…`     | lines of `meshd.event/1`                             |
+| `POST /v1/leave`                       | `meshd.leave/1`; then the daemon ends                |
+| `POST /v1/forget {name}`               | `meshd.forget/1`                                     |
+
+An error is `{"error": {"code": …, "message": …}}` with a fitting status: 400 for what cannot be
+meant, 403 for what this node may not do, 404 and 409 for what is not there or not so.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from meshd.control import views
+from meshd.control.events import EVENTS_KEPT_MAX
+from meshd.control.fields import Fields
+from meshd.control.lookup import find_member
+from meshd.control.routes import ApiError, Lines, Reply, bad_request
+from meshd.control.snapshot import STATES, InviteRequest
+from meshd.control.waiting import Condition
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from meshd.control.events import EventHub
+    from meshd.control.routes import Document, Request, Routes
+    from meshd.control.snapshot import (
+        InviteSnapshot,
+        MemberSnapshot,
+        MeshSnapshot,
+        NewInvite,
+        PeerSnapshot,
+        PingAnswer,
+    )
+    from meshd.keys import NodeId
+
+PINGS_MAX = 1_000_000
+PING_INTERVAL_MIN = 0.01
+PING_INTERVAL_MAX = 3600.0
+PING_TIMEOUT = 2.0
+
+# Longer waits are made of several requests, so that a client that has gone is noticed.
+WAIT_MAX = 30.0
+# What waits is looked at again on every event, and this often in between: not everything that a
+# condition may name (a path that becomes proven, readiness) is an event of its own.
+WAIT_RECHECK_INTERVAL = 0.25
+
+MEMBERS_MAX = 65536
+INVITE_LIFETIME_MIN = 60.0
+INVITE_LIFETIME_MAX = 366 * 86400.0
+INVITE_LIFETIME_DEFAULT = 3600.0
+
+
+class Controller(Protocol):
+    """The daemon, as requests see it.
+
+    All methods run in the daemon's own trio loop, so what `status` returns is consistent.  They
+    refuse by raising `ApiError` (see `not_allowed`); any other `MeshdError` is answered with 503.
+    """
+
+    @property
+    def events(self) -> EventHub:
+        """Where events are published."""
+
+    def status(self) -> MeshSnapshot:
+        """Return the mesh as it is seen at this moment."""
+
+    def peers(self) -> Sequence[PeerSnapshot]:
+        """Return the WireGuard device's peers."""
+
+    async def ping(self, node: NodeId, timeout: float) -> PingAnswer:  # noqa: ASYNC109 - `rtt` is None then, nothing is raised
+        """Ping a member through its tunnel once."""
+
+    async def invite(self, request: InviteRequest) -> NewInvite:
+        """Issue an invite.  It is on disk before its token is returned."""
+
+    def invites(self) -> Sequence[InviteSnapshot]:
+        """Return the invites this node has issued and that have not expired."""
+
+    async def forget(self, node: NodeId) -> None:
+        """Drop what is known of a member that is not alive."""
+
+    async def leave(self) -> None:
+        """Announce departure and take the interface down."""
+
+    def stop(self) -> None:
+        """End the daemon with exit status 0.  Called after `leave` has been answered."""
+
+
+def not_allowed(message: str) -> ApiError:
+    """Return the refusal of something this node has no right to do."""
+    return ApiError(HTTPStatus.FORBIDDEN, "not-allowed", message)
+
+
+def make_routes(controller: Controller) -> Routes:
+    """Return the handlers of all requests."""
+    api = _Api(controller)
+    return {
+        ("GET", "/v1/status"): api.status,
+        ("GET", "/v1/peers"): api.peers,
+        ("POST", "/v1/ping"): api.ping,
+        ("GET", "/v1/wait"): api.wait,
+        ("POST", "/v1/invites"): api.invite,
+        ("GET", "/v1/invites"): api.invites,
+        ("GET", "/v1/events"): api.events,
+        ("POST", "/v1/leave"): api.leave,
+        ("POST", "/v1/forget"): api.forget,
+    }
+
+
+class _Api:
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    async def status(self, request: Request) -> Document:
+        Fields(request.query).done()
+        return views.status_document(self._controller.status())
+
+    async def peers(self, request: Request) -> Document:
+        Fields(request.query).done()
+        return views.peers_document(self._controller.peers())
+
+    async def ping(self, request: Request) -> Lines:
+        fields = Fields(request.body)
+        name = fields.needed_text("name")
+        count = fields.whole("count", minimum=1, maximum=PINGS_MAX, default=4)
+        interval = fields.number(
+            "interval", minimum=PING_INTERVAL_MIN, maximum=PING_INTERVAL_MAX, default=1.0
+        )
+        fields.done()
+        member = find_member(self._controller.status(), name)
+        return Lines(self._pings(member, count, interval))
+
+    async def _pings(
+        self, member: MemberSnapshot, count: int, interval: float
+    ) -> AsyncGenerator[Document, None]:
+        rtts = []
+        for number in range(1, count + 1):
+            started = trio.current_time()
+            answer = await self._controller.ping(member.id, PING_TIMEOUT)
+            rtts.append(answer.rtt)
+            yield views.ping_document(member, number, answer)
+            if number < count:
+                await trio.sleep_until(started + interval)
+        yield views.ping_summary_document(member, rtts)
+
+    async def wait(self, request: Request) -> Document:
+        fields = Fields(request.query)
+        members = fields.whole("members", minimum=0, maximum=MEMBERS_MAX, default=0)
+        condition = Condition(
+            members=members or None,
+            name=fields.text("name"),
+            state=fields.choice("state", STATES),
+            path=fields.choice("path", ("direct", "relayed")),
+        )
+        seconds = fields.number("timeout", minimum=0, maximum=WAIT_MAX, default=WAIT_MAX)
+        fields.done()
+        if condition.state is not None and condition.name is None:
+            raise bad_request("state needs a name: whose state?")
+        started = trio.current_time()
+        lacks = await self._wait_until(condition, deadline=started + seconds)
+        return {
+            "schema": "meshd.wait/1",
+            "satisfied": lacks is None,
+            "lacks": lacks,
+            "waited_s": round(trio.current_time() - started, 3),
+        }
+
+    async def _wait_until(self, condition: Condition, *, deadline: float) -> str | None:
+        while True:
+            lacks = condition.lacks(self._controller.status())
+            now = trio.current_time()
+            if lacks is None or now >= deadline:
+                return lacks
+            with trio.move_on_at(min(deadline, now + WAIT_RECHECK_INTERVAL)):
+                await self._controller.events.wait_published()
+
+    async def invite(self, request: Request) -> Document:
+        fields = Fields(request.body)
+        wanted = InviteRequest(
+            lifetime=fields.number(
+                "lifetime",
+                minimum=INVITE_LIFETIME_MIN,
+                maximum=INVITE_LIFETIME_MAX,
+                default=INVITE_LIFETIME_DEFAULT,
+            ),
+            reusable=fields.flag("reusable"),
+            admit=fields.flag("admit"),
+            name=fields.text("name"),
+            tags=fields.texts("tags"),
+            routes=fields.networks("routes"),
+        )
+        fields.done()
+        if wanted.reusable and wanted.name is not None:
+            raise bad_request("a reusable invite cannot give all who use it the same name")
+        return views.invite_document(await self._controller.invite(wanted))
+
+    async def invites(self, request: Request) -> Document:
+        Fields(request.query).done()
+        return views.invites_document(self._controller.invites())
+
+    async def events(self, request: Request) -> Document | Lines:
+        fields = Fields(request.query)
+        follow = fields.flag("follow")
+        recent = fields.whole(
+            "recent", minimum=0, maximum=EVENTS_KEPT_MAX, default=0 if follow else EVENTS_KEPT_MAX
+        )
+        fields.done()
+        if follow:
+            return Lines(self._follow(recent))
+        return views.events_document(self._controller.events.recent(recent))
+
+    async def _follow(self, recent: int) -> AsyncGenerator[Document, None]:
+        with self._controller.events.subscribe() as subscription:
+            # Taken in the same step as the subscription begins: nothing is missed or told twice.
+            for record in self._controller.events.recent(recent):
+                yield views.event_document(record)
+            async for record in subscription:
+                yield views.event_document(record)
+
+    async def leave(self, request: Request) -> Reply:
+        Fields(request.body).done()
+        await self._controller.leave()
+        return Reply({"schema": "meshd.leave/1", "left": True}, afterwards=self._controller.stop)
+
+    async def forget(self, request: Request) -> Document:
+        fields = Fields(request.body)
+        name = fields.needed_text("name")
+        fields.done()
+        member = find_member(self._controller.status(), name)
+        if member.state == "alive":
+            raise ApiError(
+                HTTPStatus.CONFLICT,
+                "member-alive",
+                f"{member.name} is alive and would come back at once; "
+                "end it there with `meshctl leave`",
+            )
+        await self._controller.forget(member.id)
+        return {"schema": "meshd.forget/1", "id": str(member.id), "name": member.name}

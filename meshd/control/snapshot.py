@@ -1,0 +1,161 @@
+"""What the daemon shows of itself: frozen values, filled by the daemon, read by `views`.
+
+A snapshot is consistent: it is taken between two inputs of the engine.  Times are spans in seconds
+unless a name ends in `_at`; those are wall clock, seconds since the Unix epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from ipaddress import IPv4Address, IPv6Address
+
+    from meshd.codec import IPNetwork
+    from meshd.keys import InviteId, MeshId, NodeId, WireGuardKey
+    from meshd.wg.types import Endpoint
+
+Level: TypeAlias = Literal["info", "warning", "error"]
+State: TypeAlias = Literal["alive", "suspect", "dead", "left"]
+PathKind: TypeAlias = Literal["direct", "relayed"]
+
+STATES: tuple[State, ...] = ("alive", "suspect", "dead", "left")
+
+
+@dataclass(frozen=True, slots=True)
+class HealthFinding:
+    """One thing an operator should know, with what to do about it."""
+
+    level: Level
+    code: str  # constant, in kebab case: what scripts match
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SelfSnapshot:
+    """This node."""
+
+    id: NodeId
+    name: str
+    ipv4: IPv4Address | None
+    ipv6: IPv6Address
+    public_key: WireGuardKey
+    interface: str
+    listen_port: int
+    backend: str
+    relay: bool
+    ready: bool  # the interface is up and the mesh is known
+    uptime: float
+    version: str
+    startup: Mapping[str, float] = field(default_factory=dict)  # phase -> seconds it took
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSnapshot:
+    """Another member."""
+
+    id: NodeId
+    name: str
+    state: State
+    incarnation: int
+    ipv4: IPv4Address | None
+    ipv6: IPv6Address
+    public_key: WireGuardKey
+    endpoint: Endpoint | None = None
+    path: PathKind | None = None
+    relay: str | None = None  # name of the member that relays
+    rtt: float | None = None
+    handshake_age: float | None = None  # None before the first handshake
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    tags: tuple[str, ...] = ()
+    routes: tuple[IPNetwork, ...] = ()
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshSnapshot:
+    """What this node sees of the whole mesh.  `members` does not hold the node itself."""
+
+    id: MeshId
+    name: str
+    me: SelfSnapshot
+    members: tuple[MemberSnapshot, ...] = ()
+    health: tuple[HealthFinding, ...] = ()
+
+    def count(self, state: State) -> int:
+        """How many members are in a state; this node counts as alive."""
+        others = sum(member.state == state for member in self.members)
+        return others + (state == "alive")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSnapshot:
+    """One entry of the WireGuard device, and whom it belongs to."""
+
+    public_key: WireGuardKey
+    member: str | None  # None for a peer that no member accounts for
+    endpoint: Endpoint | None
+    allowed_ips: tuple[IPNetwork, ...]
+    persistent_keepalive: int
+    handshake_age: float | None
+    rx_bytes: int
+    tx_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class InviteSnapshot:
+    """An invite that this node has issued.  It does not hold the token."""
+
+    id: InviteId
+    issued_at: float
+    expires_at: float
+    reusable: bool
+    admit: bool = False
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    routes: tuple[IPNetwork, ...] = ()
+    used_by: tuple[str, ...] = ()  # names of those who came in by it
+
+
+@dataclass(frozen=True, slots=True)
+class InviteRequest:
+    """What `meshctl invite` asks for."""
+
+    lifetime: float
+    reusable: bool = False
+    admit: bool = False
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    routes: tuple[IPNetwork, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewInvite:
+    """A fresh invite with its token: the one moment in which the token leaves the daemon."""
+
+    invite: InviteSnapshot
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PingAnswer:
+    """How one ping through the tunnel went."""
+
+    rtt: float | None  # None when nothing came back in time
+    path: PathKind | None = None
+    endpoint: Endpoint | None = None
+    relay: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """Something that happened, as an operator would tell it."""
+
+    at: float
+    event: str  # constant, in kebab case: `member-joined`, `path-changed`, …
+    member: str | None = None
+    message: str = ""
+    details: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
