@@ -63,6 +63,7 @@ class NetworkMonitor:
     """Hears of everything that happens from the moment it is made."""
 
     def __init__(self) -> None:
+        self._overrun = False
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
@@ -107,13 +108,18 @@ class NetworkMonitor:
             try:
                 data = self._socket.recv(MESSAGE_BYTES_MAX)
             except BlockingIOError:
+                self._overrun = False
                 break
             except OSError as exc:
                 if exc.errno != errno.ENOBUFS:
                     raise DeviceError("hear of network changes", exc.errno or 0) from exc
+                # Told once; the kernel goes on dropping until the queue has been emptied.
+                self._overrun = True
                 change |= Change.RESYNC
             else:
                 change |= parse_notices(data)
+                if self._overrun:
+                    change |= Change.RESYNC
         return change
 
 

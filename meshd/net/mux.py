@@ -1,6 +1,6 @@
 """One UDP port for WireGuard and for meshd's own datagrams, by a few stateless nft rules.
 
-WireGuard's datagrams begin with a type (1 to 4) and three zero bytes, meshd's with `MAGIC`.
+WireGuard's datagrams begin with a type (1 to 4) and three zero bytes, meshd's with a magic.
 
                          ┌──────────── this host ────────────┐
     peer ── 51820 ──▶ host firewall ──▶ "mesh"? ── no ──▶ WireGuard, port 51820
@@ -34,8 +34,7 @@ import subprocess
 from dataclasses import dataclass
 
 from meshd.errors import DeviceError
-
-MAGIC = b"mesh"
+from meshd.underlay import MAGIC
 
 # Before the raw table (-300) and so before conntrack (-200); behind srcnat, the last of a host
 # firewall's chains on input (100).

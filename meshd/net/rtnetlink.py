@@ -1,8 +1,9 @@
 """Links, addresses and routes, by the kernel's routing netlink.
 
-Calls are synchronous and take well under a millisecond each; thousands of routes belong in a
-thread.  pyroute2 costs about 100 ms to import, so that it is imported when the first
-`RouteNetlink` is made and never by the command line.
+Calls are synchronous and take a millisecond or two.  A `RouteNetlink` belongs to the thread that
+made it, because pyroute2 keeps a socket and an event loop for each thread.  pyroute2 costs about
+100 ms to import, so that it is imported when the first `RouteNetlink` is made, and never by the
+command line.
 
 Requests carry their filters to the kernel (NETLINK_GET_STRICT_CHK, Linux 4.20), so that a host
 with a full routing table costs no more than any other.
