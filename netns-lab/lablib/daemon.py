@@ -60,6 +60,8 @@ def preload() -> Callable[[Sequence[str]], int | None]:
     """Import meshd into this process and return its entry point."""
     if str(PROJECT) not in sys.path:
         sys.path.insert(0, str(PROJECT))
+    # The entry point leaves what is heavy to be imported later; here it is wanted beforehand.
+    importlib.import_module("meshd.daemon")
     main: Callable[[Sequence[str]], int | None] = importlib.import_module("meshd.cli").main
     return main
 
