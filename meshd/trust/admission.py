@@ -1,0 +1,276 @@
+"""Turning an invite into a credential.
+
+    inviter ──invite──▶ (token) ──▶ joiner ──request──▶ admitting member ──▶ credential + use
+
+Rule 1: the admitting member asks, in this order: may I admit; is the invite of this mesh and
+        unaltered; may its inviter admit and grant this; is its time not over; is it withdrawn or
+        used up; is the joiner revoked; is the name free; may I grant this myself.
+
+Rule 2: an invite's time is judged by the admitting member's own clock, without tolerance: tokens
+        are short-lived, and two hours on top would treble the life of most.  The refusal tells
+        both times, so that a wrong clock shows.
+
+Rule 3: admission is idempotent.  The same joiner with the same invite gets the same credential
+        from the same member, and spends the invite once, however often it asks.  (An invite
+        without limit leaves no trace: there each answer bears its own date.)
+
+Rule 4: a joiner that was a member before keeps its time of first admission, and so its name and
+        its address.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from meshd.errors import BadPacket
+from meshd.trust.credential import (
+    CHAIN_BYTES_MAX,
+    CHAIN_LENGTH_MAX,
+    CREDENTIAL_BYTES_MAX,
+    Credential,
+    excess,
+    issue,
+    verify_chain_untrusted,
+)
+from meshd.trust.grammar import is_name
+from meshd.trust.invite import open_invite_untrusted
+from meshd.trust.invite_use import InviteUse, sign_invite_use
+from meshd.trust.refusal import Refusal, RefusalCode
+
+if TYPE_CHECKING:
+    from meshd.keys import NodeId, NodeKey
+    from meshd.trust.invite import Invite
+    from meshd.trust.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What a joiner asks for.  Its right to the node id and to the invite's key is proven by then.
+
+    `name` is used if the invite leaves the choice to the joiner.
+    """
+
+    subject: NodeId
+    name: str
+    invite: bytes  # blob, not yet opened
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a joiner gets, and what everybody else is to learn."""
+
+    credential: Credential
+    chain: tuple[bytes, ...]  # the admitting member's, and the joiner's credential
+    use: bytes | None  # blob of an INVITE_USE to merge before answering; None without limit
+
+
+def admit(
+    ledger: Ledger, application: Application, *, key: NodeKey, chain: tuple[bytes, ...], wall: float
+) -> Admission | Refusal:
+    """Judge an application as the member that holds `key` and `chain`.
+
+    The ledger is not changed: merge the use, and answer only then.
+    """
+    own = _own_credential(ledger, key.id, chain, wall)
+    if isinstance(own, Refusal):
+        return own
+    try:
+        invite = open_invite_untrusted(application.invite, ledger.mesh)
+    except BadPacket:
+        return Refusal(
+            RefusalCode.FOREIGN,
+            "the token's invite is not of this mesh, or was altered; ask for another token",
+        )
+    refusal = (
+        _judge_inviter(ledger, invite, wall)
+        or _judge_invite(ledger, invite, application.subject, wall)
+        or _judge_subject(ledger, invite, application)
+    )
+    return refusal or _grant(ledger, invite, application, own, key=key, chain=chain, wall=wall)
+
+
+def withdraw(
+    invite: Invite, *, key: NodeKey, chain: tuple[bytes, ...], ledger: Ledger, wall: float
+) -> bytes:
+    """Return the blob of an INVITE_USE after which the invite admits nobody."""
+    use = InviteUse(
+        invite=invite.id,
+        subject=None,
+        used_at=int(wall),
+        signer=key.id,
+        uses=invite.uses,
+        chain=chain,
+    )
+    return sign_invite_use(use, key, ledger.mesh)
+
+
+def _own_credential(
+    ledger: Ledger, node: NodeId, chain: tuple[bytes, ...], wall: float
+) -> Credential | Refusal:
+    credentials = verify_chain_untrusted(chain, ledger.mesh, node, ledger.cache)
+    own = credentials[-1]
+    if ledger.judgement().against_chain(credentials) is not None:
+        why = "is revoked"
+    elif not own.admit:
+        why = "has no right to admit"
+    elif own.expired(wall):
+        why = f"has a credential that expired at {_utc(own.expires_at)}"
+    else:
+        return own
+    return Refusal(RefusalCode.NOT_ALLOWED, f"member '{own.name}' {why}; use another seed")
+
+
+def _judge_inviter(ledger: Ledger, invite: Invite, wall: float) -> Refusal | None:
+    inviter = ledger.standing(invite.issuer)
+    if inviter is None:
+        return Refusal(
+            RefusalCode.INVITER_UNKNOWN,
+            f"this member has not heard of the inviter {invite.issuer.short}; "
+            "use the inviter itself as seed, or ask for another token",
+        )
+    if not inviter.may_admit(wall):
+        why = "may not admit, is revoked, or has expired"
+    elif (too_much := excess(inviter.credential, invite)) is not None:
+        why = f"may not grant that much: {too_much}"
+    else:
+        return None
+    return Refusal(
+        RefusalCode.INVITER_NOT_ALLOWED,
+        f"the inviter '{inviter.credential.name}' {why}; ask another member for a token",
+    )
+
+
+def _judge_invite(ledger: Ledger, invite: Invite, subject: NodeId, wall: float) -> Refusal | None:
+    state = ledger.invite(invite.id)
+    if subject in state.winners:
+        return None  # rule 3: its answer was lost, and the time may have run out since
+    if wall > invite.expires_at:
+        return Refusal(
+            RefusalCode.EXPIRED,
+            f"the token expired at {_utc(invite.expires_at)}, and it is {_utc(wall)} by the clock "
+            "of the member that was asked; ask for another token",
+        )
+    if state.withdrawn_at is not None:
+        return Refusal(
+            RefusalCode.WITHDRAWN,
+            f"the token was withdrawn at {_utc(state.withdrawn_at)}; ask for another one",
+        )
+    if state.spent or (invite.uses and len(state.winners) >= invite.uses):
+        return Refusal(
+            RefusalCode.USED,
+            "the token has been used; ask for another one, or for one made with --reusable",
+        )
+    return None
+
+
+def _judge_subject(ledger: Ledger, invite: Invite, application: Application) -> Refusal | None:
+    if not ledger.has_room_for(application.subject):
+        return Refusal(
+            RefusalCode.FULL,
+            "the mesh has as many members as it can hold; 'meshctl forget' those that are gone",
+        )
+    if ledger.revocation(application.subject) is not None:
+        return Refusal(
+            RefusalCode.REVOKED,
+            f"node {application.subject.short} is revoked from this mesh for good; "
+            "to come back, start with a new state directory and another token",
+        )
+    name = invite.name or application.name
+    if not is_name(name):
+        return Refusal(
+            RefusalCode.NAME_MALFORMED,
+            "the name must be 1 to 63 of a-z, 0-9 and '-', with no '-' at either end; "
+            "choose one with --name",
+        )
+    if ledger.name_owner(name) not in {None, application.subject}:
+        return Refusal(
+            RefusalCode.NAME_TAKEN,
+            f"the name '{name}' belongs to another member; choose one with --name, "
+            f"or run 'meshctl forget {name}' there if that machine is gone",
+        )
+    return None
+
+
+def _grant(
+    ledger: Ledger,
+    invite: Invite,
+    application: Application,
+    own: Credential,
+    *,
+    key: NodeKey,
+    chain: tuple[bytes, ...],
+    wall: float,
+) -> Admission | Refusal:
+    used_at = _used_at(ledger, invite, application.subject, wall)
+    # Never before our own credential, or the link would not verify: our clock may have been set
+    # back, or another member may have recorded the use before we were admitted.
+    issued_at = max(used_at, own.issued_at)
+    credential = Credential(
+        issuer=key.id,
+        subject=application.subject,
+        name=invite.name or application.name,
+        tags=invite.tags,
+        ipv4=invite.ipv4,
+        routes=invite.routes,
+        admit=invite.admit,
+        relay=invite.relay,
+        admitted_at=_admitted_at(ledger, application.subject, used_at),
+        issued_at=issued_at,
+        expires_at=_expires_at(own, issued_at, invite.lifetime),
+        invite=invite.id,
+    )
+    too_much = excess(own, credential)
+    if too_much is not None:
+        return Refusal(
+            RefusalCode.CANNOT_NARROW,
+            f"member '{own.name}' may not grant what the token promises: {too_much}; "
+            "use the inviter itself as seed",
+        )
+    blob = issue(credential, key, ledger.mesh)
+    extended = (*chain, blob)
+    if (
+        len(extended) > CHAIN_LENGTH_MAX
+        or len(blob) > CREDENTIAL_BYTES_MAX
+        or sum(map(len, extended)) > CHAIN_BYTES_MAX
+    ):
+        return Refusal(
+            RefusalCode.CHAIN_TOO_LONG,
+            f"the chain of credentials through member '{own.name}' would be too long; "
+            "use a seed that was admitted nearer to the mesh key",
+        )
+    if not invite.uses:
+        return Admission(credential, extended, None)
+    use = InviteUse(
+        invite=invite.id,
+        subject=application.subject,
+        used_at=used_at,
+        signer=key.id,
+        uses=invite.uses,
+        chain=chain,
+    )
+    return Admission(credential, extended, sign_invite_use(use, key, ledger.mesh))
+
+
+def _used_at(ledger: Ledger, invite: Invite, subject: NodeId, wall: float) -> int:
+    return ledger.invite(invite.id).winners.get(subject, int(wall))
+
+
+def _admitted_at(ledger: Ledger, subject: NodeId, used_at: int) -> int:
+    standing = ledger.standing(subject)
+    if standing is None or not standing.admitted:
+        return used_at
+    return min(used_at, standing.credential.admitted_at)
+
+
+def _expires_at(own: Credential, issued_at: int, lifetime: int) -> int:
+    ends = (own.expires_at, issued_at + lifetime if lifetime else 0)
+    return min((end for end in ends if end), default=0)
+
+
+def _utc(wall: float) -> str:
+    try:
+        return f"{dt.datetime.fromtimestamp(int(wall), dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError):
+        return f"{int(wall)} s after 1970"  # a date beyond the year 9999 is legal, if absurd

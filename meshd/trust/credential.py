@@ -1,0 +1,280 @@
+"""Credentials: who may be a member, under which name, and what it may say.
+
+A credential is a statement by an issuer about a subject.  A chain of them leads from the mesh key
+to a node, and everybody who knows the mesh id can verify it offline:
+
+    mesh key ──signs──▶ a (admit) ──signs──▶ b (admit) ──signs──▶ c
+               chain[0]             chain[1]             chain[2]      at most CHAIN_LENGTH_MAX
+
+Rule 1: the mesh key signs the first link; each next one is signed by the subject of the one
+        before, which must have `admit`.  The last subject is the node the chain speaks for.
+
+Rule 2: each link may only narrow.  Routes lie within a route of the issuer's; tags are among the
+        issuer's, unless it holds `*`; `admit` and `relay` need the issuer's own; no link outlives
+        its issuer.  The mesh key may grant everything.
+
+Rule 3: `issued_at` falls into the issuer's life, give or take CLOCK_SKEW_MAX.  `admitted_at` is
+        the time of first admission, is carried through renewals, and is never after `issued_at`.
+
+Rule 4: expiry is not part of verification.  Whoever was once admitted stays a member until
+        revoked, so a mesh that was off for years comes up; but from `expires_at` (and
+        CLOCK_SKEW_MAX) on it may neither admit, nor advertise routes, nor relay.
+
+Body:
+
+    1 subject      32 bytes            7 relay        bool, absent = false
+    2 name         str, see grammar    8 admitted_at  time
+    3 tags         array of str        9 issued_at    time
+    4 ipv4         4 bytes, a pin     10 expires_at   time, absent = never
+    5 routes       array of networks  11 invite       32 bytes, absent = by no invite
+    6 admit        bool, absent = false
+
+The issuer is not in the body: it is known from the place in the chain, and the signature is its.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING, Protocol
+
+from meshd.codec import Fields, pack, pack_address, pack_network
+from meshd.errors import BadPacket
+from meshd.keys import KEY_BYTES, InviteId, MeshId, NodeId
+from meshd.trust.grammar import (
+    ANY_TAG,
+    CLOCK_SKEW_MAX,
+    ipv4_untrusted,
+    name_untrusted,
+    tags_untrusted,
+    wall_untrusted,
+)
+from meshd.trust.signed import Statement, open_untrusted, sign, split_untrusted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from ipaddress import IPv4Address
+
+    from meshd.codec import IPNetwork
+    from meshd.keys import MeshKey, NodeKey
+
+CREDENTIAL_BYTES_MAX = 256
+CHAIN_LENGTH_MAX = 4
+CHAIN_BYTES_MAX = 640  # leaves 360 bytes of a record for what the node says itself
+GRANTED_ROUTES_MAX = 8
+VERIFIED_MAX = 4096  # credentials a cache remembers; most chains share their first links
+
+
+class Grants(Protocol):
+    """What a credential gives, or an invite promises."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Groups the subject belongs to, for policy."""
+
+    @property
+    def routes(self) -> tuple[IPNetwork, ...]:
+        """Networks the subject may advertise, each with all inside it."""
+
+    @property
+    def admit(self) -> bool:
+        """Whether the subject may admit, renew and revoke."""
+
+    @property
+    def relay(self) -> bool:
+        """Whether the subject may relay for others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """One link of a chain."""
+
+    issuer: MeshId | NodeId
+    subject: NodeId
+    name: str
+    tags: tuple[str, ...] = ()
+    ipv4: IPv4Address | None = None  # the pinned address
+    routes: tuple[IPNetwork, ...] = ()
+    admit: bool = False
+    relay: bool = False
+    admitted_at: int = 0
+    issued_at: int = 0
+    expires_at: int = 0  # 0 = never
+    invite: InviteId | None = None
+
+    def expired(self, wall: float) -> bool:
+        """Whether its privileges have ended, by a clock that may be wrong by CLOCK_SKEW_MAX."""
+        return self.expires_at != 0 and wall > self.expires_at + CLOCK_SKEW_MAX
+
+
+class CredentialCache:
+    """Credentials whose signature has been verified, so that it is verified once.
+
+    The key is everything the signature depends on, compared byte by byte; only what has verified
+    goes in.  When full, the oldest goes.
+    """
+
+    def __init__(self, *, entries_max: int = VERIFIED_MAX) -> None:
+        assert entries_max > 0
+        self._entries_max = entries_max
+        self._verified: dict[tuple[MeshId, bytes, bytes], Credential] = {}
+
+    def __len__(self) -> int:
+        return len(self._verified)
+
+    def open_untrusted(self, blob: bytes, mesh: MeshId, issuer: MeshId | NodeId) -> Credential:
+        """Return the credential in a blob that its issuer has signed, or raise BadPacket."""
+        # A mesh id and a node id are of different types but compare as bytes, and so do the
+        # credentials' issuers: the same key signs, whatever it is called.
+        key = (mesh, bytes(issuer), blob)
+        credential = self._verified.get(key)
+        if credential is not None:
+            return credential
+        split_untrusted(blob, bytes_max=CREDENTIAL_BYTES_MAX)
+        body = open_untrusted(Statement.CREDENTIAL, mesh, issuer, blob)
+        credential = _decode_untrusted(body, issuer)
+        if len(self._verified) >= self._entries_max:
+            del self._verified[next(iter(self._verified))]
+        self._verified[key] = credential
+        return credential
+
+
+def issue(credential: Credential, key: NodeKey | MeshKey, mesh: MeshId) -> bytes:
+    """Sign a credential with its issuer's key.
+
+    Whether the issuer may grant it is checked by those who verify; ask `excess` and the length
+    against CREDENTIAL_BYTES_MAX before handing it out.
+    """
+    assert credential.issuer == key.id
+    return sign(Statement.CREDENTIAL, mesh, key, _encode(credential))
+
+
+def founding_credential(subject: NodeId, name: str, mesh: MeshId, wall: int) -> Credential:
+    """Return the credential that gives everything the mesh key can give, without end."""
+    return Credential(
+        issuer=mesh,
+        subject=subject,
+        name=name,
+        tags=(ANY_TAG,),
+        routes=(IPv4Network("0.0.0.0/0"), IPv6Network("::/0")),
+        admit=True,
+        relay=True,
+        admitted_at=wall,
+        issued_at=wall,
+    )
+
+
+def verify_chain_untrusted(
+    chain: Sequence[bytes], mesh: MeshId, subject: NodeId, cache: CredentialCache
+) -> tuple[Credential, ...]:
+    """Return the credentials of a chain that speaks for `subject`, the mesh key's first."""
+    if not 1 <= len(chain) <= CHAIN_LENGTH_MAX:
+        raise BadPacket("chain too long or empty")
+    if sum(len(blob) for blob in chain) > CHAIN_BYTES_MAX:
+        raise BadPacket("chain has too many bytes")
+    credentials: list[Credential] = []
+    issuer: MeshId | NodeId = mesh
+    for blob in chain:
+        credential = cache.open_untrusted(blob, mesh, issuer)
+        if credential.admitted_at > credential.issued_at:
+            raise BadPacket("credential admitted after it was issued")
+        if credentials:
+            _check_link_untrusted(credentials[-1], credential)
+        credentials.append(credential)
+        issuer = credential.subject
+    if issuer != subject:
+        raise BadPacket("credential of another subject")
+    return tuple(credentials)
+
+
+def verify_admitter_untrusted(
+    chain: Sequence[bytes], mesh: MeshId, signer: NodeId, dated: int, cache: CredentialCache
+) -> tuple[Credential, ...]:
+    """Return the chain of a signer that had `admit` when it dated a statement."""
+    credentials = verify_chain_untrusted(chain, mesh, signer, cache)
+    if not credentials[-1].admit:
+        raise BadPacket("signer may not admit")
+    if credentials[-1].expired(dated):
+        raise BadPacket("signer had expired")
+    return credentials
+
+
+def excess(holder: Credential, granted: Grants) -> str | None:
+    """Return what the holder of a credential may not grant, or None if it may grant all of it."""
+    if not holder.admit:
+        return "admit is needed to grant anything"
+    if granted.relay and not holder.relay:
+        return "relay exceeds the issuer's"
+    if ANY_TAG not in holder.tags and not set(granted.tags) <= set(holder.tags):
+        return "tags exceed the issuer's"
+    if not all(covered(route, holder.routes) for route in granted.routes):
+        return "routes exceed the issuer's"
+    return None
+
+
+def covered(route: IPNetwork, routes: Sequence[IPNetwork]) -> bool:
+    """Whether a network lies within one of several."""
+    return any(_within(route, wide) for wide in routes)
+
+
+def _within(route: IPNetwork, wide: IPNetwork) -> bool:
+    if isinstance(route, IPv4Network) and isinstance(wide, IPv4Network):
+        return route.subnet_of(wide)
+    if isinstance(route, IPv6Network) and isinstance(wide, IPv6Network):
+        return route.subnet_of(wide)
+    return False
+
+
+def _check_link_untrusted(issuer: Credential, link: Credential) -> None:
+    reason = excess(issuer, link)
+    if reason is not None:
+        raise BadPacket(f"credential widens: {reason}")
+    if link.issued_at < issuer.issued_at - CLOCK_SKEW_MAX:
+        raise BadPacket("credential older than its issuer's")
+    if issuer.expires_at == 0:
+        return
+    if link.expires_at == 0 or link.expires_at > issuer.expires_at:
+        raise BadPacket("credential outlives its issuer's")
+    if link.issued_at > issuer.expires_at + CLOCK_SKEW_MAX:
+        raise BadPacket("credential issued by an expired issuer")
+
+
+def _encode(credential: Credential) -> bytes:
+    body: dict[int, object] = {1: bytes(credential.subject), 2: credential.name}
+    if credential.tags:
+        body[3] = credential.tags
+    if credential.ipv4 is not None:
+        body[4] = pack_address(credential.ipv4)
+    if credential.routes:
+        body[5] = tuple(pack_network(route) for route in credential.routes)
+    if credential.admit:
+        body[6] = True
+    if credential.relay:
+        body[7] = True
+    body[8] = credential.admitted_at
+    body[9] = credential.issued_at
+    if credential.expires_at:
+        body[10] = credential.expires_at
+    if credential.invite is not None:
+        body[11] = bytes(credential.invite)
+    return pack(body)
+
+
+def _decode_untrusted(body: bytes, issuer: MeshId | NodeId) -> Credential:
+    fields = Fields.unpack_untrusted(body, what="credential")
+    credential = Credential(
+        issuer=issuer,
+        subject=NodeId(fields.blob(1, size=KEY_BYTES)),
+        name=name_untrusted(fields, 2),
+        tags=tags_untrusted(fields, 3),
+        ipv4=ipv4_untrusted(fields, 4),
+        routes=fields.networks(5, count_max=GRANTED_ROUTES_MAX),
+        admit=fields.flag(6),
+        relay=fields.flag(7),
+        admitted_at=wall_untrusted(fields, 8),
+        issued_at=wall_untrusted(fields, 9),
+        expires_at=wall_untrusted(fields, 10, default=0),
+        invite=InviteId(fields.blob(11, size=KEY_BYTES)) if fields.has(11) else None,
+    )
+    fields.done()
+    return credential

@@ -1,0 +1,355 @@
+"""All facts a node holds, and what they come to: members, their standing, their names.
+
+    merge_untrusted ──▶ facts (records, revocations, uses of invites)      kept: by precedence
+                          │
+                          ▼  derived on demand, from the facts alone
+                        Judgement ──▶ Standing of each member ──▶ Names
+
+Rule 1: a fact is kept or not by its own content and that of the fact it competes with (`fact`),
+        never by the order of arrival and never by what others say about its signer.  Ledgers that
+        were given the same facts are equal.
+
+Rule 2: therefore the record of a revoked node is kept as well.  It counts for nothing as long as
+        the revocation stands, and a revocation that arrives before the record waits for it.
+
+Rule 3: every kind of fact has a bound.  At the bound what is new is refused (`Outcome.FULL`) and
+        what is known may still be updated.  The last quarter of the revocations is for the mesh
+        key alone, so that no member can fill the table against it.
+
+Rule 4: two records of one node with one sequence number and different bodies are proof of two
+        machines with the same key.  The one of greater precedence is kept, everywhere, and the
+        outcome says EQUIVOCATION.
+
+Rule 5: no clock takes part in any of this.  Expiry is asked of a `Standing`, with the time.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from meshd.keys import SIGNATURE_BYTES
+from meshd.trust.credential import CredentialCache
+from meshd.trust.fact import Fact, FactKind
+from meshd.trust.invite_use import (
+    InviteState,
+    OpenedUse,
+    open_invite_use_untrusted,
+    resolve_uses,
+    use_fact,
+)
+from meshd.trust.names import Names
+from meshd.trust.record import open_record_untrusted, record_fact
+from meshd.trust.revocation import (
+    Judgement,
+    OpenedRevocation,
+    open_revocation_untrusted,
+    revocation_fact,
+)
+from meshd.trust.standing import Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from meshd.keys import InviteId, MeshId, NodeId
+    from meshd.trust.credential import Credential
+    from meshd.trust.record import Record
+    from meshd.trust.revocation import Revocation
+
+MEMBERS_MAX = 65536
+REVOCATIONS_MAX = 8192
+REVOCATIONS_BY_MEMBERS_MAX = REVOCATIONS_MAX * 3 // 4
+INVITE_USES_MAX = 65536
+
+
+class Outcome(enum.StrEnum):
+    """What became of a statement.  The values are metric labels."""
+
+    NEW = "new"
+    UPDATED = "updated"
+    KNOWN = "known"  # held already
+    STALE = "stale"  # one of greater precedence is held
+    EQUIVOCATION = "equivocation"  # rule 4
+    FULL = "full"  # rule 3
+    UNKNOWN_KIND = "unknown-kind"  # of a later version; neither kept nor anyone's fault
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """The result of merging one statement."""
+
+    outcome: Outcome
+    fact: Fact | None  # what is held under its key from here on; None for FULL and UNKNOWN_KIND
+    changed: bool  # whether that is this very statement, and was not held before: pass it on
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatistics:
+    """Counts for metrics."""
+
+    records: int
+    revocations: int
+    invite_uses: int
+    credentials_cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenedRecord:
+    record: Record
+    credentials: tuple[Credential, ...]
+    blob: bytes
+
+
+_Opened = _OpenedRecord | OpenedRevocation | OpenedUse
+
+
+class Ledger:
+    """See the module docstring.
+
+    What `members`, `names` and the like return is a view of the moment: ask again after a merge.
+    `cache` may be used by others that open statements of this mesh.
+    """
+
+    def __init__(
+        self,
+        mesh: MeshId,
+        *,
+        members_max: int = MEMBERS_MAX,
+        revocations_max: int = REVOCATIONS_MAX,
+        revocations_by_members_max: int = REVOCATIONS_BY_MEMBERS_MAX,
+        invite_uses_max: int = INVITE_USES_MAX,
+    ) -> None:
+        self.mesh = mesh
+        self._members_max = members_max
+        self._revocations_max = revocations_max
+        self._revocations_by_members_max = revocations_by_members_max
+        self._invite_uses_max = invite_uses_max
+        self.cache = CredentialCache()
+        self._facts: dict[FactKind, dict[bytes, Fact]] = {kind: {} for kind in FactKind}
+        self._held: dict[tuple[FactKind, bytes], Fact] = {}  # by blob: what needs no verifying
+        self._records: dict[bytes, _OpenedRecord] = {}
+        self._revocations: dict[bytes, OpenedRevocation] = {}
+        self._revocations_by_members = 0
+        self._uses: dict[InviteId, dict[bytes, OpenedUse]] = {}
+        self._judgement: Judgement | None = None
+        self._invites: dict[InviteId, InviteState] = {}
+        self._standings: dict[NodeId, Standing] | None = None
+        self._names: Names | None = None
+
+    # Facts
+
+    def merge_untrusted(self, kind: int, blob: bytes, wall: float) -> Merge:
+        """Take in a statement, from anywhere and in any order.  Raise BadPacket; nothing changes.
+
+        Merging again what is held costs one look-up.
+        """
+        del wall  # rule 5; the callers all have it, and the next kind of fact may need it
+        try:
+            fact_kind = FactKind(kind)
+        except ValueError:
+            return Merge(Outcome.UNKNOWN_KIND, None, changed=False)
+        known = self._held.get((fact_kind, blob))
+        if known is not None:
+            return Merge(Outcome.KNOWN, known, changed=False)
+        fact, opened = self._open_untrusted(fact_kind, blob)
+        held = self._facts[fact_kind].get(fact.key)
+        if held is None and self._full(opened):
+            return Merge(Outcome.FULL, None, changed=False)
+        outcome = _outcome(fact, held)
+        if held is not None and held.precedence > fact.precedence:
+            return Merge(outcome, held, changed=False)
+        if held is not None:
+            self._drop(held)
+        self._keep(fact, opened)
+        return Merge(outcome, fact, changed=True)
+
+    def facts(self) -> Iterator[Fact]:
+        """Give every fact held, ordered by kind and key."""
+        for kind in FactKind:
+            for _, fact in sorted(self._facts[kind].items()):
+                yield fact
+
+    def get(self, kind: int, key: bytes) -> Fact | None:
+        """Return the fact held under a key, if any."""
+        try:
+            return self._facts[FactKind(kind)].get(key)
+        except ValueError:
+            return None
+
+    def forget(self, node: NodeId) -> bool:
+        """Drop a node's record, and say whether there was one.  It may come back by a merge."""
+        fact = self._facts[FactKind.RECORD].get(bytes(node))
+        if fact is None:
+            return False
+        self._drop(fact)
+        return True
+
+    # What the facts come to
+
+    def members(self) -> Mapping[NodeId, Standing]:
+        """Return every node with a record, ordered by node id, admitted or not."""
+        if self._standings is None:
+            judgement = self.judgement()
+            opened = sorted(self._records.items())
+            standings = (self._stand(record, judgement) for _, record in opened)
+            self._standings = {standing.record.node: standing for standing in standings}
+        return MappingProxyType(self._standings)
+
+    def standing(self, node: NodeId) -> Standing | None:
+        """Return what is known of one node; None without a record of it."""
+        return self.members().get(node)
+
+    def admitted(self, node: NodeId) -> bool:
+        """Whether a node is a member: it has a record, is not revoked, and lost no invite."""
+        standing = self.standing(node)
+        return standing is not None and standing.admitted
+
+    def may_admit(self, node: NodeId, wall: float) -> bool:
+        """Whether a member may admit others at this time."""
+        standing = self.standing(node)
+        return standing is not None and standing.may_admit(wall)
+
+    def names(self) -> Mapping[NodeId, str]:
+        """Return the name each admitted member is shown under; no two are the same."""
+        return MappingProxyType(self._named().shown)
+
+    def name_owner(self, name: str) -> NodeId | None:
+        """Return the member a name belongs to."""
+        return self._named().owners.get(name)
+
+    def revocation(self, node: NodeId) -> Revocation | None:
+        """Return a standing revocation of a node id, whether or not it has a record here."""
+        return self.judgement().against(node)
+
+    def judgement(self) -> Judgement:
+        """Return what all revocations come to."""
+        if self._judgement is None:
+            self._judgement = Judgement(self._revocations.values())
+        return self._judgement
+
+    def invite(self, invite: InviteId) -> InviteState:
+        """Return how far an invite has been used, or withdrawn."""
+        state = self._invites.get(invite)
+        if state is None:
+            judgement = self.judgement()
+            opened_uses = self._uses.get(invite, {}).values()
+            state = resolve_uses(
+                opened.use
+                for opened in opened_uses
+                if judgement.against_issuers(opened.credentials) is None
+            )
+            # Only invites that were used are remembered, so that questions cost no memory.
+            if opened_uses:
+                self._invites[invite] = state
+        return state
+
+    def has_room_for(self, node: NodeId) -> bool:
+        """Whether a node that is admitted now will find its record and its use kept."""
+        return bytes(node) in self._records or (
+            len(self._records) < self._members_max
+            and len(self._facts[FactKind.INVITE_USE]) < self._invite_uses_max
+        )
+
+    def statistics(self) -> LedgerStatistics:
+        """Return counts for metrics."""
+        return LedgerStatistics(
+            records=len(self._records),
+            revocations=len(self._revocations),
+            invite_uses=len(self._facts[FactKind.INVITE_USE]),
+            credentials_cached=len(self.cache),
+        )
+
+    # Inside
+
+    def _open_untrusted(self, kind: FactKind, blob: bytes) -> tuple[Fact, _Opened]:
+        match kind:
+            case FactKind.RECORD:
+                record, credentials = open_record_untrusted(blob, self.mesh, self.cache)
+                return record_fact(record, blob), _OpenedRecord(record, credentials, blob)
+            case FactKind.REVOCATION:
+                revocation = open_revocation_untrusted(blob, self.mesh, self.cache)
+                return revocation_fact(revocation.revocation, blob), revocation
+            case FactKind.INVITE_USE:
+                use = open_invite_use_untrusted(blob, self.mesh, self.cache)
+                return use_fact(use.use, blob), use
+
+    def _full(self, opened: _Opened) -> bool:
+        match opened:
+            case _OpenedRecord():
+                return len(self._records) >= self._members_max
+            case OpenedRevocation(credentials=()):
+                return len(self._revocations) >= self._revocations_max
+            case OpenedRevocation():
+                return (
+                    len(self._revocations) >= self._revocations_max
+                    or self._revocations_by_members >= self._revocations_by_members_max
+                )
+            case OpenedUse():
+                return len(self._facts[FactKind.INVITE_USE]) >= self._invite_uses_max
+
+    def _keep(self, fact: Fact, opened: _Opened) -> None:
+        self._facts[fact.kind][fact.key] = fact
+        self._held[fact.kind, fact.blob] = fact
+        self._standings = self._names = None
+        match opened:
+            case _OpenedRecord():
+                self._records[fact.key] = opened
+            case OpenedRevocation():
+                self._revocations[fact.key] = opened
+                self._revocations_by_members += bool(opened.credentials)
+                self._judgement = None
+                self._invites.clear()
+            case OpenedUse():
+                self._uses.setdefault(opened.use.invite, {})[fact.key] = opened
+                self._invites.pop(opened.use.invite, None)
+
+    def _drop(self, fact: Fact) -> None:
+        """Undo `_keep`: of a forgotten record, or of what a fact of greater precedence replaces."""
+        del self._facts[fact.kind][fact.key]
+        del self._held[fact.kind, fact.blob]
+        self._standings = self._names = None
+        match fact.kind:
+            case FactKind.RECORD:
+                del self._records[fact.key]
+            case FactKind.REVOCATION:
+                opened = self._revocations.pop(fact.key)
+                self._revocations_by_members -= bool(opened.credentials)
+            case FactKind.INVITE_USE:
+                pass  # `_keep` replaces it under the same key
+
+    def _stand(self, opened: _OpenedRecord, judgement: Judgement) -> Standing:
+        credential = opened.credentials[-1]
+        invite = credential.invite
+        return Standing(
+            record=opened.record,
+            credential=credential,
+            chain=opened.credentials,
+            blob=opened.blob,
+            revocation=judgement.against_chain(opened.credentials),
+            losing_invite=(
+                invite is not None
+                and self.invite(invite).loses(credential.subject, credential.admitted_at)
+            ),
+        )
+
+    def _named(self) -> Names:
+        if self._names is None:
+            self._names = Names(
+                standing.credential for standing in self.members().values() if standing.admitted
+            )
+        return self._names
+
+
+def _outcome(fact: Fact, held: Fact | None) -> Outcome:
+    if held is None:
+        return Outcome.NEW
+    if (
+        fact.kind is FactKind.RECORD
+        and fact.version == held.version
+        # One body under two signatures of the same key is odd, but contradicts nothing.
+        and fact.blob[SIGNATURE_BYTES:] != held.blob[SIGNATURE_BYTES:]
+    ):
+        return Outcome.EQUIVOCATION
+    return Outcome.UPDATED if fact.precedence > held.precedence else Outcome.STALE

@@ -1,0 +1,178 @@
+"""Revocations: who is out, for good.
+
+A revocation carries its signer's chain, so it can be judged before anything else about signer or
+subject has arrived.  It is signed by the mesh key, or by a member with `admit` that had not
+expired at the date it gives.
+
+Revocations may contradict one another, for a signer may itself be revoked.  They are judged
+together, each time from the top, so that everybody who holds the same ones agrees:
+
+Rule 1: the order is the mesh key first, then by length of the signer's chain, then the signer
+        admitted earlier, then the lower signer id, then the lower subject id.
+
+Rule 2: a revocation without `cascade` puts out its subject and nothing else: what the subject has
+        signed stands.  Dates cannot tell what was signed before from what was signed after, for
+        they are the signer's own word; who fears for the key of the revoked one must cascade.
+
+Rule 3: with `cascade`, what the subject has signed falls: chains that lead through it, uses of
+        invites, and the revocations that come later in the order, be they signed by the subject
+        or by someone whose chain leads through it.
+
+Rule 4: no revocation makes one fall that is directed against its own signer, or against anyone in
+        its signer's chain.  So nobody revoked can sign itself back in, two that revoke one
+        another are both out, and the mesh key has the last word.
+
+Rule 5: a revoked node id stays out as long as a revocation of it stands.  The machine comes back
+        under a new node key.
+
+Body:
+
+    1 subject     32 bytes                       4 revoked_at  time
+    2 signer      32 bytes, absent = mesh key    5 chain       array of credential blobs,
+    3 cascade     bool, absent = false                         the signer's; empty for the mesh key
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from meshd.codec import Fields, pack
+from meshd.errors import BadPacket
+from meshd.keys import KEY_BYTES, MeshId, NodeId, fingerprint
+from meshd.trust.credential import (
+    CHAIN_LENGTH_MAX,
+    CREDENTIAL_BYTES_MAX,
+    Credential,
+    verify_admitter_untrusted,
+)
+from meshd.trust.fact import FACT_BYTES_MAX, FACT_KEY_BYTES, Fact, FactKind
+from meshd.trust.grammar import wall_untrusted
+from meshd.trust.signed import Statement, sign, split_untrusted, verify_signature_untrusted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from meshd.keys import MeshKey, NodeKey
+    from meshd.trust.credential import CredentialCache
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """See the module docstring."""
+
+    subject: NodeId
+    signer: MeshId | NodeId
+    cascade: bool
+    revoked_at: int
+    chain: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRevocation:
+    """A verified revocation with its signer's chain; the mesh key's is empty."""
+
+    revocation: Revocation
+    credentials: tuple[Credential, ...]
+
+    @property
+    def rank(self) -> tuple[int, int, bytes, bytes]:
+        """Rule 1: lower is judged first."""
+        admitted_at = self.credentials[-1].admitted_at if self.credentials else 0
+        revocation = self.revocation
+        return len(self.credentials), admitted_at, revocation.signer, revocation.subject
+
+    def speaks_for(self, node: NodeId) -> bool:
+        """Whether a node is the signer or an issuer in the signer's chain."""
+        return any(credential.subject == node for credential in self.credentials)
+
+
+class Judgement:
+    """What a set of revocations comes to."""
+
+    def __init__(self, opened: Iterable[OpenedRevocation]) -> None:
+        self._against: dict[NodeId, Revocation] = {}
+        self._cascading: dict[NodeId, list[OpenedRevocation]] = {}
+        for candidate in sorted(opened, key=lambda opened: opened.rank):
+            if self._falls(candidate):
+                continue
+            revocation = candidate.revocation
+            self._against.setdefault(revocation.subject, revocation)
+            if revocation.cascade:
+                self._cascading.setdefault(revocation.subject, []).append(candidate)
+
+    def _falls(self, candidate: OpenedRevocation) -> bool:
+        return any(
+            not judged.speaks_for(candidate.revocation.subject)
+            for credential in candidate.credentials
+            for judged in self._cascading.get(credential.subject, ())
+        )
+
+    def against(self, node: NodeId) -> Revocation | None:
+        """Return the first standing revocation of a node itself."""
+        return self._against.get(node)
+
+    def against_chain(self, chain: Sequence[Credential]) -> Revocation | None:
+        """Return what a chain falls by: a revocation of its subject, or a cascade of an issuer."""
+        direct = self._against.get(chain[-1].subject)
+        return self.against_issuers(chain[:-1]) if direct is None else direct
+
+    def against_issuers(self, issuers: Sequence[Credential]) -> Revocation | None:
+        """Return the first cascading revocation of anyone among the subjects of credentials.
+
+        Given a whole chain, that is what a statement by its last subject falls by.
+        """
+        for credential in issuers:
+            for judged in self._cascading.get(credential.subject, ()):
+                return judged.revocation
+        return None
+
+
+def sign_revocation(revocation: Revocation, key: NodeKey | MeshKey, mesh: MeshId) -> bytes:
+    """Return the blob of a revocation."""
+    assert revocation.signer == key.id
+    assert bool(revocation.chain) == isinstance(key.id, NodeId)
+    body: dict[int, object] = {1: bytes(revocation.subject)}
+    if revocation.chain:
+        body[2] = bytes(revocation.signer)
+    if revocation.cascade:
+        body[3] = True
+    body[4] = revocation.revoked_at
+    if revocation.chain:
+        body[5] = revocation.chain
+    return sign(Statement.REVOCATION, mesh, key, pack(body))
+
+
+def open_revocation_untrusted(
+    blob: bytes, mesh: MeshId, cache: CredentialCache
+) -> OpenedRevocation:
+    """Return a verified revocation, or raise BadPacket."""
+    signature, body = split_untrusted(blob, bytes_max=FACT_BYTES_MAX)
+    fields = Fields.unpack_untrusted(body, what="revocation")
+    by_member = fields.has(2)
+    signer = NodeId(fields.blob(2, size=KEY_BYTES)) if by_member else mesh
+    revocation = Revocation(
+        subject=NodeId(fields.blob(1, size=KEY_BYTES)),
+        signer=signer,
+        cascade=fields.flag(3),
+        revoked_at=wall_untrusted(fields, 4),
+        chain=fields.blobs(5, count_max=CHAIN_LENGTH_MAX, bytes_max=CREDENTIAL_BYTES_MAX),
+    )
+    fields.done()
+    verify_signature_untrusted(Statement.REVOCATION, mesh, signer, body, signature)
+    if isinstance(signer, NodeId):
+        credentials = verify_admitter_untrusted(
+            revocation.chain, mesh, signer, revocation.revoked_at, cache
+        )
+        return OpenedRevocation(revocation, credentials)
+    if revocation.chain:
+        raise BadPacket("mesh key needs no chain")
+    return OpenedRevocation(revocation, ())
+
+
+def revocation_fact(revocation: Revocation, blob: bytes) -> Fact:
+    """Return the fact that an opened revocation is: one for each subject and signer."""
+    key = fingerprint(
+        revocation.subject, revocation.signer, size=FACT_KEY_BYTES, person=b"meshd.revoked"
+    )
+    return Fact(FactKind.REVOCATION, key, int(revocation.cascade), blob)

@@ -1,0 +1,69 @@
+"""What one node's record comes to, given everything else that is known.
+
+| right                     | in good standing | expired credential | revoked, or lost its invite |
+| ------------------------- | ---------------- | ------------------ | --------------------------- |
+| be a member, be reached   | yes              | yes                | no                          |
+| claim an address, a name  | yes              | yes                | no                          |
+| advertise routes, relay   | as granted       | no                 | no                          |
+| admit, renew, revoke      | as granted       | no                 | no                          |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address
+
+    from meshd.codec import IPNetwork
+    from meshd.trust.credential import Credential
+    from meshd.trust.record import Record
+    from meshd.trust.revocation import Revocation
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """See the module docstring."""
+
+    record: Record
+    credential: Credential  # the last of the chain
+    chain: tuple[Credential, ...] = field(repr=False)  # the mesh key's first
+    blob: bytes = field(repr=False)  # the record's
+    revocation: Revocation | None  # why it is out: its own, or a cascade of an issuer
+    losing_invite: bool  # somebody else was first to use its invite
+
+    @property
+    def revoked(self) -> bool:
+        """Whether a revocation puts it out."""
+        return self.revocation is not None
+
+    @property
+    def admitted(self) -> bool:
+        """Whether it is a member."""
+        return self.revocation is None and not self.losing_invite
+
+    @property
+    def ipv4(self) -> IPv4Address | None:
+        """The address it claims: the pin of its credential, else what its record says."""
+        return self.credential.ipv4 or self.record.ipv4
+
+    @property
+    def pinned(self) -> bool:
+        """Whether its credential pins the address."""
+        return self.credential.ipv4 is not None
+
+    def routes(self, wall: float) -> tuple[IPNetwork, ...]:
+        """Return the networks it advertises and may advertise at this time."""
+        return self.record.routes if self._privileged(wall) else ()
+
+    def relays(self, wall: float) -> bool:
+        """Whether it offers to relay and may do so at this time."""
+        return self.record.relay and self._privileged(wall)
+
+    def may_admit(self, wall: float) -> bool:
+        """Whether it may admit, renew and revoke at this time."""
+        return self.credential.admit and self._privileged(wall)
+
+    def _privileged(self, wall: float) -> bool:
+        return self.admitted and not self.credential.expired(wall)
