@@ -1,0 +1,1 @@
+"""Getting in: one round trip on the underlay, sans-IO.  Start reading at `messages`."""

@@ -1,0 +1,1 @@
+"""How each peer is reached: candidates, probes, proven endpoints, sans-IO.  Start at `agent`."""

@@ -1,0 +1,34 @@
+"""Times and bounds of the path agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PathConfig:
+    """Seconds, unless said otherwise.
+
+        demand ──ping──┬─.1─┬─.2─┬─.5─┬─ 1 ─┬─ 2 ─┬─ 5 ─┬─ 10 ─ … ─ 10 ─┬─ 60 ─ …
+               all addresses of the peer, until one is proven    `patience`
+
+    Each pause is shortened by up to `backoff_jitter` of itself, never lengthened, so that the last
+    of the first ten minutes is also the longest a path can stay unnoticed after it is back.
+    """
+
+    backoff: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+    backoff_jitter: float = 0.25  # fraction of a pause
+    returning_attempt: int = 3  # where in the backoff to go on when a lost peer is heard again
+    patience: float = 600.0  # of searching for a path, before it is searched for rarely
+    patient_interval: float = 60.0
+    probe_spacing: float = 0.1  # between two pings to one address
+    update_spacing: float = 1.0  # between two pings that only bring our record
+    transaction_lifetime: float = 5.0  # a pong that takes longer proves nothing
+    # How long the address in use may take to prove itself again before another takes its place:
+    # three of its pings have gone by then.
+    selection_grace: float = 0.5
+    recheck_interval: float = 1.0  # between two searches because a ping came from elsewhere
+    suspect_interval: float = 5.0  # between two searches because of suspicions
+    upgrade_attempts_max: int = 4  # rounds towards better addresses while one is proven
+    sole_witness_wait: float = 2.0  # see `witnesses`, rule 2
+    pace: float = 0.01  # between two batches of `PEERS_PER_BATCH_MAX`

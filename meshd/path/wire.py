@@ -1,0 +1,216 @@
+"""Path probes: the datagram with which two members prove an address to each other.
+
+      0       5            29                                                      end
+     +-------+------------+-------------------------------------------------------+
+     |mesh| 3| nonce (24) | secretbox under the mesh's probe key                   |
+     +-------+------------+  +---------------+----------------------------------+ |
+                          |  | sender id (32)| secretbox under the pair's key   | |
+                          |  +---------------+  length, map, zeros              | |
+                          +-------------------------------------------------------+
+
+    key  field        in          meaning
+     1   type         both        1 ping, 2 pong
+     2   transaction  both        8 bytes; the pong repeats the ping's
+     3   installed    both        "you are a peer in my kernel"
+     4   held         both        sequence of the receiver's record as the sender holds it, or 0
+     5   sequence     both        sequence of the sender's own record
+     6,7 observed     pong        address and port the ping came from
+     8   record       ping        the sender's record, verbatim
+
+Rule 1: the outer box keeps strangers out and senders private; the inner box proves the sender.
+        Its key depends on the direction, so a ping cannot be turned round and sent back.
+
+Rule 2: a probe without a record is padded to one size, so no pong is longer than its ping.
+
+Rule 3: opening proves who made a probe, not when.  What follows from a ping must be harmless when
+        it is an old one, and a pong counts only for a transaction that is open.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import nacl.bindings
+import nacl.exceptions
+
+from meshd.codec import Fields, pack, pack_address
+from meshd.errors import BadPacket
+from meshd.keys import KEY_BYTES, BootstrapKey, MeshId, NodeId, NodeKey, fingerprint
+from meshd.trust.record import RECORD_BYTES_MAX
+from meshd.underlay import (
+    DATAGRAM_BYTES_MAX,
+    HEADER_BYTES,
+    DatagramType,
+    datagram_type_untrusted,
+    header,
+    pad,
+    unpad_untrusted,
+)
+from meshd.wg.types import Endpoint
+
+NONCE_BYTES = 24
+TAG_BYTES = 16
+TRANSACTION_BYTES = 8
+BODY_BYTES_MIN = 64  # above the longest body without a record
+PAIR_KEYS_MAX = 4096
+
+_TYPE, _TRANSACTION, _INSTALLED, _HELD, _SEQUENCE, _ADDRESS, _PORT, _RECORD = range(1, 9)
+
+
+class ProbeType(enum.IntEnum):
+    """The values are part of the wire format.  Only append."""
+
+    PING = 1
+    PONG = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One probe, opened."""
+
+    type: ProbeType
+    transaction: bytes
+    installed: bool
+    held: int
+    sequence: int
+    observed: Endpoint | None = None  # in every pong, in no ping
+    record: bytes | None = None  # in pings only
+
+
+@dataclass(frozen=True, slots=True)
+class SealedProbe:
+    """A probe whose outer box has been opened: made by a holder of the mesh's bootstrap key."""
+
+    sender: NodeId  # claimed: proven by opening the inner box
+    nonce: bytes
+    box: bytes
+
+
+class ProbeSealer:
+    """Seals and opens the probes of one node in one mesh."""
+
+    def __init__(self, key: NodeKey, mesh: MeshId, bootstrap_key: BootstrapKey) -> None:
+        self._key = key
+        self._mesh = mesh
+        self._probe_key = fingerprint(mesh, bootstrap_key, size=KEY_BYTES, person=b"meshd.probe")
+        self._pair_keys: dict[NodeId, tuple[bytes, bytes]] = {}  # (to, from), oldest use first
+
+    def can_seal(self, target: NodeId) -> bool:
+        """Whether there is a key for this pair: an id may sign and yet be no key to agree on."""
+        try:
+            self._keys_untrusted(target)
+        except BadPacket:
+            return False
+        return True
+
+    def seal(self, probe: Probe, target: NodeId, nonce: bytes) -> bytes:
+        """Return the datagram for a probe.  The nonce is used once; 24 random bytes are.
+
+        The target is one that `can_seal` has accepted.
+        """
+        to_target, _ = self._keys_untrusted(target)
+        body = pad(_encode(probe), BODY_BYTES_MIN)
+        inner = bytes(self._key.id) + _seal(body, nonce, to_target)
+        datagram = header(DatagramType.PATH_PROBE) + nonce + _seal(inner, nonce, self._probe_key)
+        assert len(datagram) <= DATAGRAM_BYTES_MAX, "records are bounded so that this fits"
+        return datagram
+
+    def open_sender_untrusted(self, datagram: bytes) -> SealedProbe:
+        """Open the outer box: one symmetric decryption."""
+        if datagram_type_untrusted(datagram) is not DatagramType.PATH_PROBE:
+            raise BadPacket("not a probe")
+        nonce = datagram[HEADER_BYTES : HEADER_BYTES + NONCE_BYTES]
+        inner = _open_untrusted(datagram[HEADER_BYTES + NONCE_BYTES :], nonce, self._probe_key)
+        if len(inner) < KEY_BYTES:
+            raise BadPacket("probe too short")
+        return SealedProbe(NodeId(inner[:KEY_BYTES]), nonce, inner[KEY_BYTES:])
+
+    def open_probe_untrusted(self, sealed: SealedProbe) -> Probe:
+        """Open the inner box: a key agreement for a sender not met lately, and a decryption."""
+        if sealed.sender == self._key.id:
+            raise BadPacket("probe from ourselves")
+        _, from_sender = self._keys_untrusted(sealed.sender)
+        return _decode_untrusted(
+            unpad_untrusted(_open_untrusted(sealed.box, sealed.nonce, from_sender))
+        )
+
+    def _keys_untrusted(self, other: NodeId) -> tuple[bytes, bytes]:
+        keys = self._pair_keys.pop(other, None)
+        if keys is None:
+            shared = self._key.agree(other)
+            keys = (
+                self._pair_key(shared, self._key.id, other),
+                self._pair_key(shared, other, self._key.id),
+            )
+        self._pair_keys[other] = keys
+        if len(self._pair_keys) > PAIR_KEYS_MAX:
+            del self._pair_keys[next(iter(self._pair_keys))]
+        return keys
+
+    def _pair_key(self, shared: bytes, sender: NodeId, receiver: NodeId) -> bytes:
+        return fingerprint(
+            self._mesh, shared, sender, receiver, size=KEY_BYTES, person=b"meshd.pair"
+        )
+
+
+def _seal(plaintext: bytes, nonce: bytes, key: bytes) -> bytes:
+    ciphertext: bytes = nacl.bindings.crypto_secretbox(plaintext, nonce, key)
+    return ciphertext
+
+
+def _open_untrusted(ciphertext: bytes, nonce: bytes, key: bytes) -> bytes:
+    if len(nonce) != NONCE_BYTES or len(ciphertext) < TAG_BYTES:
+        raise BadPacket("probe too short")
+    try:
+        plaintext: bytes = nacl.bindings.crypto_secretbox_open(ciphertext, nonce, key)
+    except nacl.exceptions.CryptoError as exc:
+        raise BadPacket("probe does not open") from exc
+    return plaintext
+
+
+def _encode(probe: Probe) -> bytes:
+    assert len(probe.transaction) == TRANSACTION_BYTES
+    assert (probe.observed is not None) == (probe.type is ProbeType.PONG)
+    fields: dict[int, object] = {
+        _TYPE: int(probe.type),
+        _TRANSACTION: probe.transaction,
+        _INSTALLED: probe.installed,
+        _HELD: probe.held,
+        _SEQUENCE: probe.sequence,
+    }
+    if probe.observed is not None:
+        fields[_ADDRESS] = pack_address(probe.observed.address)
+        fields[_PORT] = probe.observed.port
+    if probe.record is not None:
+        assert probe.type is ProbeType.PING
+        fields[_RECORD] = probe.record
+    return pack(fields)
+
+
+def _decode_untrusted(body: bytes) -> Probe:
+    fields = Fields.unpack_untrusted(body, what="probe")
+    try:
+        type_ = ProbeType(fields.uint(_TYPE))
+    except ValueError as exc:
+        raise BadPacket("unknown probe type") from exc
+    observed = None
+    record = None
+    if type_ is ProbeType.PONG:
+        address = fields.address(_ADDRESS)
+        if address is None:
+            raise BadPacket("pong without an observed address")
+        observed = Endpoint(address, fields.uint(_PORT, maximum=0xFFFF))
+    elif fields.has(_RECORD):
+        record = fields.blob(_RECORD, maximum=RECORD_BYTES_MAX)
+    probe = Probe(
+        type=type_,
+        transaction=fields.blob(_TRANSACTION, size=TRANSACTION_BYTES),
+        installed=fields.flag(_INSTALLED),
+        held=fields.uint(_HELD),
+        sequence=fields.uint(_SEQUENCE),
+        observed=observed,
+        record=record,
+    )
+    fields.done()
+    return probe
