@@ -39,9 +39,7 @@ def unpack_untrusted(data: bytes) -> object:
     if len(data) > BODY_BYTES_MAX:
         raise BadPacket("body too long")
     try:
-        value: object = msgpack.unpackb(
-            data, use_list=False, strict_map_key=False, max_ext_len=0, max_buffer_size=0
-        )
+        value: object = msgpack.unpackb(data, use_list=False, strict_map_key=False, max_ext_len=0)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as exc:
         raise BadPacket("not msgpack") from exc
     return value
