@@ -1,0 +1,1 @@
+"""SWIM membership with signed claims, sans-IO.  Start reading at `claim`, then `node`."""

@@ -1,0 +1,93 @@
+"""What is still to be told to others, and how often.
+
+Rule 1: each item is sent retransmit_mult * ceil(log10(members + 1)) times, to members chosen at
+        random; with that many, all but a few hear of it whatever the size of the mesh, and
+        anti-entropy sees to those (SWIM, section 4.1).
+
+Rule 2: what was sent least often goes first; among equals the newest.  So news overtakes, and
+        nothing starves.
+
+Rule 3: a datagram is filled by bytes: an item that does not fit is passed over for a smaller one.
+
+Rule 4: a newer item about the same thing replaces the older one, and starts counting anew.
+
+    sent 0 times:  claim d, record d        ◀── new items
+    sent 1 time:   claim b
+    sent 2 times:  record a, claim c
+    ...                                      ──▶ gone
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from meshd.gossip.wire import ITEMS_MAX
+
+if TYPE_CHECKING:
+    from meshd.gossip.wire import Item
+
+QUEUE_MAX = 4096
+_SCAN_MAX = 128  # items looked at to fill one datagram
+
+# What an item is about.  A newer item with the same key replaces the older one.
+BroadcastKey: TypeAlias = tuple[int, bytes, bytes]
+
+
+class _Queued(NamedTuple):
+    item: Item
+    sent: int
+
+
+class BroadcastQueue:
+    """Items in tiers by how often they were sent."""
+
+    def __init__(self, *, retransmit_mult: int) -> None:
+        self._retransmit_mult = retransmit_mult
+        self._tiers: list[dict[BroadcastKey, Item]] = []
+        self._tier_of: dict[BroadcastKey, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._tier_of)
+
+    def put(self, key: BroadcastKey, item: Item) -> None:
+        """Queue an item, replacing what is queued under the same key."""
+        self.drop(key)
+        if len(self._tier_of) >= QUEUE_MAX:
+            # What was sent most often has the best chance to be known already.
+            tier = next(tier for tier in reversed(self._tiers) if tier)
+            self.drop(next(iter(tier)))
+        self._place(key, item, 0)
+
+    def drop(self, key: BroadcastKey) -> None:
+        """Forget an item, if it is queued."""
+        tier = self._tier_of.pop(key, None)
+        if tier is not None:
+            del self._tiers[tier][key]
+
+    def take(self, budget: int, *, members: int, count_max: int = ITEMS_MAX) -> list[Item]:
+        """Choose items for one datagram of so many bytes, and count them as sent once more."""
+        limit = self._retransmit_mult * math.ceil(math.log10(members + 1))
+        chosen: list[tuple[BroadcastKey, _Queued]] = []
+        for key, queued in itertools.islice(self._in_order(), _SCAN_MAX):
+            if queued.item.cost <= budget and len(chosen) < count_max:
+                budget -= queued.item.cost
+                chosen.append((key, queued))
+        for key, queued in chosen:
+            self.drop(key)
+            if queued.sent + 1 < limit:
+                self._place(key, queued.item, queued.sent + 1)
+        return [queued.item for _, queued in chosen]
+
+    def _in_order(self) -> itertools.chain[tuple[BroadcastKey, _Queued]]:
+        return itertools.chain.from_iterable(
+            [(key, _Queued(tier[key], sent)) for key in itertools.islice(reversed(tier), _SCAN_MAX)]
+            for sent, tier in enumerate(self._tiers)
+        )
+
+    def _place(self, key: BroadcastKey, item: Item, sent: int) -> None:
+        while len(self._tiers) <= sent:
+            self._tiers.append({})
+        self._tiers[sent][key] = item
+        self._tier_of[key] = sent

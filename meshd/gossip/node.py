@@ -1,0 +1,461 @@
+"""One member of the mesh, as a state machine.
+
+The node does no IO, reads no clock and owns no source of randomness.  It is driven by its inputs,
+each of which is told the time:
+
+- `receive_datagram`: a datagram came through the tunnel of a member
+- `handle_timer`: the deadline from `get_timer` has passed
+- `contact`: the path to a member is ready, or is worth trying again
+- `fact_added`: the ledger has learnt something elsewhere
+- `ping`, `leave`, `forget`: the operator asked for it
+
+and after each of them, before the next one, the driver drains what came out: `datagrams_to_send`,
+`next_event` until None, and `get_timer`.
+
+`now` is monotonic and counts from anywhere; `wall` is Unix time, and only handed on to the ledger.
+
+What is put together here, one idea to a file:
+
+    claim       what is said, and which saying holds     membership  members, and what follows
+    suspicion   how long a suspect has                   probe       who is pinged, how it is judged
+    contact     when the silent are pinged               pings       which ack answers what
+    broadcast   what is told, and how often              sync        anti-entropy
+    index       digest of all that replicates            outbox      datagrams, with what goes along
+    wire        bytes                                    timers      deadlines, with reasons
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from meshd.errors import BadPacket
+from meshd.gossip.broadcast import BroadcastQueue
+from meshd.gossip.claim import MemberState
+from meshd.gossip.contact import contact_delay, retry_delay
+from meshd.gossip.events import (
+    BadPacketReceived,
+    EquivocationSeen,
+    FactLearned,
+    LeaveAnnounced,
+)
+from meshd.gossip.index import Index, entry_id
+from meshd.gossip.membership import Membership
+from meshd.gossip.outbox import Outbox
+from meshd.gossip.pings import PingPurpose
+from meshd.gossip.probe import Prober
+from meshd.gossip.sync import Sync
+from meshd.gossip.timers import Timer, TimerKind, Timers
+from meshd.gossip.wire import (
+    CLAIM_ITEM,
+    Item,
+    Message,
+    MessageType,
+    decode_untrusted,
+)
+from meshd.keys import NodeId
+from meshd.trust.fact import FactKind
+from meshd.trust.ledger import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from random import Random
+
+    from meshd.gossip.config import GossipConfig
+    from meshd.gossip.events import Event
+    from meshd.gossip.member import Member, MemberView
+    from meshd.gossip.store import FactStore
+    from meshd.gossip.sync import Outgoing
+    from meshd.keys import MeshId, NodeKey
+    from meshd.trust.fact import Fact
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatistics:
+    """Counters since the node was made, and sizes as they are."""
+
+    members: dict[MemberState, int]
+    incarnation: int
+    datagrams_sent: int
+    bytes_sent: int
+    datagrams_received: int
+    bytes_received: int
+    bad_packets: int
+    probes_acked: int
+    probes_acked_indirectly: int
+    probes_failed: int
+    suspicions: int
+    deaths: int
+    refutations: int
+    claims_verified: int
+    claims_dropped: int
+    facts_learned: int
+    exchanges: int
+    broadcasts_queued: int
+    entries: int
+
+
+class Node:
+    """See the module docstring."""
+
+    def __init__(
+        self,
+        key: NodeKey,
+        mesh: MeshId,
+        ledger: FactStore,
+        *,
+        config: GossipConfig,
+        rng: Random,
+        now: float,
+        incarnation: int,
+    ) -> None:
+        self._ledger = ledger
+        self._config = config
+        self._rng = rng
+        self._timers = Timers()
+        self._index = Index()
+        self._broadcasts = BroadcastQueue(retransmit_mult=config.retransmit_mult)
+        self._membership = Membership(
+            key,
+            mesh,
+            config=config,
+            rng=rng,
+            index=self._index,
+            broadcasts=self._broadcasts,
+            timers=self._timers,
+            incarnation=incarnation,
+        )
+        self._sync = Sync(self._index, config=config, rng=rng, now=now)
+        self._outbox = Outbox(self._membership, self._broadcasts, ledger)
+        self._prober = Prober(self._membership, self._outbox, self._timers, config=config, rng=rng)
+        self._gossiped_at = now - config.gossip_interval
+        self._leave_rounds = 0
+        self._counts: Counter[str] = Counter()
+        for fact in ledger.facts():
+            self._index.put(fact.kind, fact.key, fact.version, fact.digest)
+        self._refresh_members(now)
+        self._timers.set(TimerKind.PROBE, now + config.probe_interval * rng.random())
+        self._settle(now)
+
+    # Inputs
+
+    def receive_datagram(self, datagram: bytes, source: NodeId, now: float, wall: float) -> None:
+        """Handle a datagram, which may be anything at all, from a member's tunnel."""
+        self._counts["datagrams_received"] += 1
+        self._counts["bytes_received"] += len(datagram)
+        if self._membership.get(source) is None:
+            self._bad_packet(source, "not a member")
+            return
+        try:
+            message = decode_untrusted(datagram)
+        except BadPacket as exc:
+            self._bad_packet(source, exc.reason)
+            return
+        if self._membership.left:
+            if message.type is MessageType.PING:
+                self._outbox.send_piggybacked(source, MessageType.ACK, message.sequence)
+            return
+        seen = self._merge_items(message, source, now, wall)
+        member = self._membership.get(source)
+        if member is not None:  # else one of the items has just revoked it
+            if self._membership.hear(member, message):
+                self._sync.wish(source, now)
+            self._dispatch(member, message, seen, now)
+        self._settle(now)
+
+    def handle_timer(self, now: float) -> None:
+        """Do everything that is due."""
+        if now - self._timers.next().at > self._config.probe_timeout:
+            # We were away (suspended, starved of CPU): answers may lie unread in the socket.
+            self._prober.abandon()
+            self._membership.forgive(now)
+        while (due := self._timers.pop_due(now)) is not None:
+            kind, about = due
+            match kind:
+                case TimerKind.PROBE:
+                    self._prober.start(now)
+                case TimerKind.PROBE_TIMEOUT:
+                    self._prober.ask_helpers()
+                case TimerKind.PROBE_END:
+                    self._prober.judge(now)
+                case TimerKind.RELAY:
+                    assert isinstance(about, int)
+                    self._prober.give_up_relayed(about)
+                case TimerKind.SUSPICION:
+                    assert isinstance(about, NodeId)
+                    self._membership.conclude_dead(about, now)
+                case TimerKind.CONTACT:
+                    assert isinstance(about, NodeId)
+                    self._contact_due(about, now)
+                case TimerKind.GOSSIP:
+                    self._gossip(now)
+                case TimerKind.DIGEST:
+                    self._send_all(self._sync.handle_timer(self._membership.live, now))
+                case TimerKind.LEAVE:
+                    self._announce_leaving(now)
+        self._settle(now)
+
+    def contact(self, node: NodeId, now: float) -> None:
+        """Ping a member soon: the path to it is ready, or has changed."""
+        member = self._membership.get(node)
+        if member is None or self._membership.left:
+            return
+        member.tries = 0
+        member.retry_min = self._config.contact_retry_min
+        delay = 0.0 if member.heard else contact_delay(self._membership.id, node, self._config)
+        if delay:
+            self._timers.set(TimerKind.CONTACT, now + delay, node)
+        else:
+            self._ping_contact(member, now)
+        self._settle(now)
+
+    def fact_added(self, fact: Fact, now: float) -> None:
+        """Spread a fact that the ledger has learnt other than through us."""
+        self._take_facts([fact], now, broadcast=True)
+        self._settle(now)
+
+    def ping(self, node: NodeId, now: float) -> int:
+        """Ping a member for the operator.  Return the sequence that `PingAnswered` will carry."""
+        return self._prober.ping(node, PingPurpose.OPERATOR, now)
+
+    def forget(self, node: NodeId) -> None:
+        """Drop a member that the ledger has forgotten.  It comes back if anyone still holds it."""
+        self._membership.remove(node)
+        self._index.remove(FactKind.RECORD, node)
+        self._broadcasts.drop((FactKind.RECORD, node, b""))
+
+    def leave(self, now: float) -> None:
+        """Tell several members that we leave, and stop everything else.
+
+        `LeaveAnnounced` says when it is told; the process may end then.
+        """
+        if self._membership.left:
+            return
+        self._membership.leave()
+        self._timers.clear()
+        self._prober.abandon()
+        self._leave_rounds = self._config.leave_rounds
+        self._announce_leaving(now)
+
+    # Outputs
+
+    def datagrams_to_send(self) -> list[tuple[bytes, NodeId]]:
+        """Take the queued datagrams, each with the member it is for."""
+        return self._outbox.take()
+
+    def next_event(self) -> Event | None:
+        """Take the oldest queued event."""
+        events = self._membership.events
+        return events.popleft() if events else None
+
+    def get_timer(self) -> Timer:
+        """Return the soonest deadline."""
+        return self._timers.next()
+
+    @property
+    def id(self) -> NodeId:
+        """Who we are."""
+        return self._membership.id
+
+    @property
+    def incarnation(self) -> int:
+        """Our own incarnation."""
+        return self._membership.own.incarnation
+
+    def members(self) -> list[MemberView]:
+        """Return what is shown of the other members, in the order of their ids."""
+        return sorted((member.view for member in self._membership), key=lambda view: view.node)
+
+    def member(self, node: NodeId) -> MemberView | None:
+        """Return what is shown of one other member."""
+        member = self._membership.get(node)
+        return None if member is None else member.view
+
+    def statistics(self) -> NodeStatistics:
+        """Return counters and sizes."""
+        counts, membership = self._counts, self._membership
+        shown = Counter(member.shown for member in membership)
+        return NodeStatistics(
+            members={state: shown[state] for state in MemberState},
+            incarnation=self.incarnation,
+            datagrams_sent=self._outbox.datagrams_sent,
+            bytes_sent=self._outbox.bytes_sent,
+            datagrams_received=counts["datagrams_received"],
+            bytes_received=counts["bytes_received"],
+            bad_packets=counts["bad_packets"],
+            probes_acked=self._prober.acked,
+            probes_acked_indirectly=self._prober.acked_indirectly,
+            probes_failed=self._prober.failed,
+            suspicions=membership.suspicions,
+            deaths=membership.deaths,
+            refutations=membership.refutations,
+            claims_verified=membership.claims_verified,
+            claims_dropped=membership.claims_dropped,
+            facts_learned=counts["facts_learned"],
+            exchanges=self._sync.exchanges,
+            broadcasts_queued=len(self._broadcasts),
+            entries=len(self._index),
+        )
+
+    # Messages
+
+    def _dispatch(self, member: Member, message: Message, seen: list[bytes], now: float) -> None:
+        source = member.node
+        match message.type:
+            case MessageType.PING:
+                self._outbox.send_piggybacked(source, MessageType.ACK, message.sequence)
+            case MessageType.ACK:
+                self._prober.handle_ack(member, message, now)
+            case MessageType.NACK:
+                self._prober.handle_nack(source, message)
+            case MessageType.PING_REQ:
+                self._prober.handle_ping_req(source, message, now)
+            case MessageType.GOSSIP:
+                pass  # its items are all there is to it
+            case MessageType.DIGEST:
+                for summary in self._sync.answer_digest(message):
+                    self._outbox.send(source, summary)
+            case MessageType.SUMMARY:
+                asks, pushed = self._sync.handle_summary(source, message, now)
+                self._send_all(asks)
+                self._outbox.send_entries(source, pushed, sequence=0)
+            case MessageType.WANT:
+                entries = self._sync.answer_want(message)
+                self._outbox.send_entries(source, entries, sequence=message.sequence)
+            case MessageType.FACTS:
+                self._send_all(self._sync.handle_facts(source, seen, now))
+
+    # Contact
+
+    def _contact_due(self, node: NodeId, now: float) -> None:
+        member = self._membership.get(node)
+        if member is not None and member.shown is MemberState.DEAD:
+            self._ping_contact(member, now)
+
+    def _ping_contact(self, member: Member, now: float) -> None:
+        self._prober.ping(member.node, PingPurpose.CONTACT, now)
+        if member.shown is not MemberState.DEAD:
+            return
+        delay = retry_delay(
+            member.tries,
+            first=member.retry_min or self._config.dead_retry_min,
+            silent_for=now - member.silent_since,
+            silent_members=self._membership.silent_count(),
+            config=self._config,
+            rng=self._rng,
+        )
+        member.tries += 1
+        self._timers.set(TimerKind.CONTACT, now + delay, member.node)
+
+    # Dissemination
+
+    def _gossip(self, now: float) -> None:
+        self._gossiped_at = now
+        live = self._membership.live
+        for node in self._rng.sample(live, min(self._config.gossip_fanout, len(live))):
+            if not self._broadcasts:
+                return
+            self._outbox.send_piggybacked(node, MessageType.GOSSIP, 0)
+
+    def _announce_leaving(self, now: float) -> None:
+        live = self._membership.live
+        for node in self._rng.sample(live, min(self._config.leave_fanout, len(live))):
+            self._outbox.send_piggybacked(node, MessageType.GOSSIP, 0)
+        self._leave_rounds -= 1
+        if self._leave_rounds > 0 and live:
+            self._timers.set(TimerKind.LEAVE, now + self._config.gossip_interval / 2)
+        else:
+            self._membership.events.append(LeaveAnnounced())
+
+    def _settle(self, now: float) -> None:
+        """Bring the timers in line with what the input has left to do."""
+        if self._membership.left:
+            return
+        idle = self._timers.at(TimerKind.GOSSIP) is None
+        if idle and self._broadcasts and self._membership.live:
+            due = max(now, self._gossiped_at + self._config.gossip_interval)
+            self._timers.set(TimerKind.GOSSIP, due)
+        if self._timers.at(TimerKind.DIGEST) != self._sync.at:
+            self._timers.set(TimerKind.DIGEST, self._sync.at)
+
+    # Items
+
+    def _merge_items(
+        self, message: Message, source: NodeId, now: float, wall: float
+    ) -> list[bytes]:
+        """Take in facts, then claims.  Return the ids of the entries they are about."""
+        # What a newcomer fetches, everybody else knows; what a settled member fetches is news.
+        relay = message.type is not MessageType.FACTS or self._sync.settled
+        seen: list[bytes] = []
+        changed: list[Fact] = []
+        # A claim about somebody whose record comes in the same datagram must find it known.
+        for item in sorted(message.items, key=lambda item: item.kind == CLAIM_ITEM):
+            if item.kind == CLAIM_ITEM and changed:
+                self._take_facts(changed, now, broadcast=relay)
+                changed = []
+            try:
+                if item.kind == CLAIM_ITEM:
+                    subject = self._merge_claim_untrusted(item, source, now, relay=relay)
+                    seen.append(entry_id(CLAIM_ITEM, subject))
+                else:
+                    seen += self._merge_fact_untrusted(item, source, wall, changed)
+            except BadPacket as exc:
+                self._bad_packet(source, exc.reason)
+        self._take_facts(changed, now, broadcast=relay)
+        return seen
+
+    def _merge_claim_untrusted(
+        self, item: Item, source: NodeId, now: float, *, relay: bool
+    ) -> NodeId:
+        claim, refuted = self._membership.merge_claim_untrusted(item.blob, now, relay=relay)
+        if refuted and self._membership.get(source) is not None:
+            # Whoever told us believes it: it is the first to hear otherwise.
+            self._outbox.send_piggybacked(source, MessageType.GOSSIP, 0)
+        return claim.subject
+
+    def _merge_fact_untrusted(
+        self, item: Item, source: NodeId, wall: float, changed: list[Fact]
+    ) -> list[bytes]:
+        result = self._ledger.merge_untrusted(item.kind, item.blob, wall)
+        fact = result.fact
+        if fact is None:
+            return []  # of a later version, or one too many
+        if result.outcome is Outcome.EQUIVOCATION:
+            self._membership.events.append(EquivocationSeen(fact, source))
+        if result.changed:
+            self._counts["facts_learned"] += 1
+            self._membership.events.append(FactLearned(fact, source))
+            changed.append(fact)
+        return [entry_id(fact.kind, fact.key)]
+
+    def _take_facts(self, facts: Sequence[Fact], now: float, *, broadcast: bool) -> None:
+        """Act on what the ledger has learnt.  All at once: standings are worked out only once."""
+        if not facts:
+            return
+        for fact in facts:
+            self._index.put(fact.kind, fact.key, fact.version, fact.digest)
+            if broadcast:
+                self._broadcasts.put((fact.kind, fact.key, b""), Item(fact.kind, fact.blob))
+        self._sync.facts_changed(now)
+        if all(fact.kind is FactKind.RECORD for fact in facts):
+            for fact in facts:
+                node = NodeId(fact.key)
+                if self._ledger.admitted(node):
+                    self._membership.add(node, now)
+                else:
+                    self._membership.remove(node)
+        else:
+            self._refresh_members(now)
+
+    def _refresh_members(self, now: float) -> None:
+        admitted = [node for node in self._ledger.members() if self._ledger.admitted(node)]
+        self._membership.refresh(admitted, now)
+
+    def _send_all(self, outgoing: Iterable[Outgoing]) -> None:
+        for target, message in outgoing:
+            self._outbox.send(target, message)
+
+    def _bad_packet(self, source: NodeId, reason: str) -> None:
+        self._counts["bad_packets"] += 1
+        self._membership.events.append(BadPacketReceived(source, reason))
