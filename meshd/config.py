@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from meshd import values
 from meshd.errors import ConfigError
+from meshd.trust.grammar import clean_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 DEFAULT_FILE = Path("/etc/meshd/meshd.toml")
 DEFAULT_IPV4_PREFIX = IPv4Network("100.64.0.0/10")  # shared address space, RFC 6598
 DEFAULT_RELAY_PORTS = values.PortRange(51900, 53947)
-SECRET_LENGTH_MIN = 12
 FILE_BYTES_MAX = 1024 * 1024
 ADVERTISED_MAX = 16  # what a record holds
 VARIABLE_PREFIX = "MESHD_"
@@ -287,7 +287,7 @@ def load(
     _read_admission(chosen, warnings)
     _check_together(chosen)
     fields = {_BY_NAME[name].field: value.value for name, value in chosen.items()}
-    config = Config(name=values.clean_label(hostname))
+    config = Config(name=clean_name(hostname))
     return replace(
         config,
         **fields,  # type: ignore[arg-type]  # the table pairs each field with a reader of its type
@@ -429,6 +429,8 @@ def _read_admission(chosen: _Layer, warnings: list[str]) -> None:
 
 
 def _check_strength(secret: _Value) -> None:
+    from meshd.trust.secret import SECRET_LENGTH_MIN  # brings cryptography with it
+
     assert isinstance(secret.value, bytes)
     if len(secret.value) < SECRET_LENGTH_MIN:
         raise ConfigError(

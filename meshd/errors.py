@@ -1,6 +1,6 @@
 """Every way in which meshd fails on purpose.
 
-Four kinds, told apart by whose fault they are and by what happens next:
+Five kinds, told apart by whose fault they are and by what happens next:
 
 | error         | whose fault      | what happens                                             |
 | ------------- | ---------------- | -------------------------------------------------------- |
@@ -8,6 +8,7 @@ Four kinds, told apart by whose fault they are and by what happens next:
 | `UsageError`  | the operator's   | one line on standard error, exit status 2                |
 | `StartError`  | this machine's   | one line on standard error, exit status 1                |
 | `DeviceError` | the kernel's     | an event, a pause, and the reconciler tries again        |
+| `StoreError`  | the disk's       | a finding in `status`; it is written again later         |
 
 Anything else is a bug of ours: it is not caught, the process ends, and the supervisor restarts it
 while the data plane carries on.
@@ -55,3 +56,7 @@ class DeviceError(MeshdError):
         super().__init__(f"{operation}: {os.strerror(errno)}")
         self.operation = operation
         self.errno = errno
+
+
+class StoreError(MeshdError):
+    """The state could not be written to disk.  Nothing of this write is there; all before is."""

@@ -10,6 +10,8 @@ import re
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
+from meshd.trust.grammar import NAME_BYTES_MAX, clean_name, is_name
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,13 +19,11 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 51820
 PORT_MAX = 65535
-LABEL_LENGTH_MAX = 63  # RFC 1035, section 2.3.4
 HOST_LENGTH_MAX = 253
 INTERFACE_LENGTH_MAX = 15  # IFNAMSIZ less its final zero
 RELAY_PORTS_MIN = 2  # a relayed pair of peers takes two
 IPV4_PREFIX_LENGTHS = range(8, 29)
 
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _HOST = re.compile(
     r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?"
 )
@@ -152,19 +152,12 @@ def _host(value: str) -> str:
 
 def label(value: str) -> str:
     """Read a DNS label: what a node's name may be."""
-    if len(value) > LABEL_LENGTH_MAX or not _LABEL.fullmatch(value):
+    if not is_name(value):
         raise ValueError(
-            f"must be 1 to {LABEL_LENGTH_MAX} of a-z, 0-9 and -, with no - at an end; "
-            f"{clean_label(value)!r} would do"
+            f"must be 1 to {NAME_BYTES_MAX} of a-z, 0-9 and -, with no - at an end; "
+            f"{clean_name(value)!r} would do"
         )
     return value
-
-
-def clean_label(value: str) -> str:
-    """Return the DNS label nearest to a text such as a host name."""
-    first = value.partition(".")[0].lower()
-    cleaned = re.sub(r"[^a-z0-9]+", "-", first)[:LABEL_LENGTH_MAX].strip("-")
-    return cleaned or "node"
 
 
 def interface(value: str) -> str:

@@ -1,0 +1,396 @@
+"""What a node remembers between two runs: its keys, the mesh's facts, and a little more.
+
+All of it is in one SQLite database beside `node.key` (see `state_directory`), so a mesh whose every
+node was switched off comes back from these files alone.
+
+Rule 1: every write is one bounded transaction.  What must never be forgotten once it has been used
+        (keys, reserved numbers, the mesh we are bound to, invites) is on disk, durably, when its
+        method returns; the rest may lose its last second when the power goes, because others
+        have it too or it can be found out again.
+
+Rule 2: a write that fails raises `StoreError` and has changed nothing.  Facts and endpoints wait in
+        memory then and go with the next write, or with `flush`; of one key only the newest waits.
+
+Rule 3: a database that is damaged is left exactly as it was found, and so is one that is newer than
+        this program.  To look is not to touch: checks use a connection that cannot write.
+
+Rule 4: a start that fails before anything has been written leaves nothing behind: what `open` has
+        created is removed by `close`, unless something has been saved in between.
+"""
+
+from __future__ import annotations
+
+import enum
+import sqlite3
+from collections import deque
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Self
+
+from meshd.codec import address_untrusted, pack_address
+from meshd.errors import BadPacket, StartError, StoreError
+from meshd.keys import InviteId, MeshId, NodeId, fingerprint
+from meshd.state_directory import StateDirectory
+from meshd.store_schema import create_database, damaged, open_database
+from meshd.trust.fact import Fact, FactKind
+from meshd.wg.types import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from meshd.keys import NodeKey
+
+DATABASE_NAME = "mesh.db"
+TRANSACTION_ROWS_MAX = 1000
+EVENTS_KEPT_MAX = 1000
+EVENT_BYTES_MAX = 4096
+CHECK_BYTES = 8
+UINT64_BYTES = 8
+
+
+class Secret(enum.StrEnum):
+    """Secrets other than the node key.  The values are on disk."""
+
+    WIREGUARD_KEY = "wireguard-key"
+    NEXT_WIREGUARD_KEY = "next-wireguard-key"
+    BOOTSTRAP_KEY = "bootstrap-key"
+    MESH_KEY = "mesh-key"
+
+
+class Counter(enum.StrEnum):
+    """Numbers of which none may be used twice.  The values are on disk."""
+
+    STARTS = "starts"
+    RECORD = "record"
+    INCARNATION = "incarnation"
+
+
+class Meta(enum.StrEnum):
+    """Single values, as bytes.  The values of the enumeration are on disk."""
+
+    MESH = "mesh"
+    NODE = "node"
+    NAME = "name"
+    CHAIN = "chain"
+    IPV4 = "ipv4"
+    IPV4_PREFIX = "ipv4-prefix"
+    SEEDS = "seeds"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInvite:
+    """An invite this node has issued.  Its token is not kept."""
+
+    id: InviteId
+    issued_at: int
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEndpoint:
+    """Where a member was last reached directly."""
+
+    endpoint: Endpoint
+    seen_at: int
+
+
+class Store:
+    """An open state directory.  One caller at a time; calls take milliseconds, mostly fsync."""
+
+    def __init__(
+        self, directory: StateDirectory, database: sqlite3.Connection, node_key: NodeKey
+    ) -> None:
+        self.node_key = node_key
+        self.path = directory.path / DATABASE_NAME
+        self._directory = directory
+        self._database = database
+        self._facts: dict[tuple[int, bytes], Fact | None] = {}  # None: to be deleted
+        self._endpoints: dict[NodeId, StoredEndpoint] = {}
+        self._events: deque[str] = deque(maxlen=EVENTS_KEPT_MAX)
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Open, or begin, the state in `path`.  Raise StartError: one line, nothing changed."""
+        directory = StateDirectory.open(path)
+        try:
+            node_key = directory.node_key()
+            database_path = path / DATABASE_NAME
+            if not database_path.exists():
+                create_database(directory, database_path)
+            store = cls(directory, open_database(database_path), node_key)
+        except BaseException:
+            directory.close()
+            raise
+        try:
+            store._check_node()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Write what waits, if the disk lets us, and let go of everything."""
+        with suppress(StoreError):
+            self.flush()
+        self._database.close()
+        self._directory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # Identity
+
+    @property
+    def mesh(self) -> MeshId | None:
+        """The mesh this state belongs to; None before the first `bind`."""
+        stored = self.load_meta(Meta.MESH)
+        return None if stored is None else MeshId(stored)
+
+    def bind(self, mesh: MeshId) -> None:
+        """Tie this state to a mesh for good.  Raise StartError if it is another one's."""
+        bound = self.mesh
+        if bound is not None and bound != mesh:
+            raise StartError(
+                f"{self._directory.path}: holds the state of mesh {bound.short}, not of "
+                f"{mesh.short}; choose another --interface or --state-dir, "
+                "or move that directory away to leave the old mesh for good"
+            )
+        if bound is None:
+            rows = [(Meta.MESH, bytes(mesh)), (Meta.NODE, bytes(self.node_key.id))]
+            with self._write(durable=True) as database:
+                database.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+
+    def _check_node(self) -> None:
+        """Refuse a node key that is not the one this state was made with."""
+        stored = self.load_meta(Meta.NODE)
+        if stored is not None and stored != self.node_key.id:
+            raise StartError(
+                f"{self._directory.path}: node.key is not the key that mesh.db belongs to; put "
+                "the right node.key back, or move mesh.db away and join again as this node"
+            )
+
+    def save_secret(self, name: Secret, value: bytes) -> None:
+        """Keep a secret, durably."""
+        with self._write(durable=True) as database:
+            row = (name, value, _check(name, value))
+            database.execute("INSERT OR REPLACE INTO secrets VALUES (?, ?, ?)", row)
+
+    def load_secret(self, name: Secret) -> bytes | None:
+        """Return a secret, None if there is none.  Raise StartError if it is damaged."""
+        rows = self._read("SELECT value, checksum FROM secrets WHERE name = ?", (name,))
+        if not rows:
+            return None
+        value, check = rows[0]
+        if check != _check(name, value):
+            raise self._damaged(f"its {name} has changed")
+        return bytes(value)
+
+    def delete_secret(self, name: Secret) -> None:
+        """Forget a secret, durably."""
+        with self._write(durable=True) as database:
+            database.execute("DELETE FROM secrets WHERE name = ?", (name,))
+
+    def reserve_sequence(self, counter: Counter, count: int, *, above: int = 0) -> range:
+        """Return `count` numbers that no run before had, all greater than `above`.
+
+        They are taken on disk before this returns; those not used by the end of the run are lost.
+        """
+        assert count > 0
+        key = f"counter.{counter}"
+        rows = self._read("SELECT value FROM meta WHERE key = ?", (key,))
+        try:
+            first = max(_from_uint64(rows[0][0]) if rows else 1, above + 1)
+        except ValueError as exc:
+            raise self._damaged(f"its {key} makes no sense") from exc
+        with self._write(durable=True) as database:
+            row = (key, _uint64(first + count))
+            database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
+        return range(first, first + count)
+
+    # Single values
+
+    def save_meta(self, key: Meta, value: bytes) -> None:
+        """Keep a value, durably."""
+        assert key not in {Meta.MESH, Meta.NODE}, "see bind"
+        with self._write(durable=True) as database:
+            database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def load_meta(self, key: Meta) -> bytes | None:
+        """Return a value, None if there is none."""
+        rows = self._read("SELECT value FROM meta WHERE key = ?", (key,))
+        return bytes(rows[0][0]) if rows else None
+
+    # Facts and endpoints: they wait in memory while the disk refuses them
+
+    def save_facts(self, facts: Iterable[Fact]) -> None:
+        """Keep facts, each in the place of the one with its kind and key."""
+        for fact in facts:
+            self._facts[(fact.kind, fact.key)] = fact
+        self.flush()
+
+    def delete_fact(self, kind: FactKind, key: bytes) -> None:
+        """Drop a fact."""
+        self._facts[(kind, key)] = None
+        self.flush()
+
+    def load_facts(self) -> list[Fact]:
+        """Return all facts in a fixed order.  They are ours, and yet to be verified like any."""
+        rows = self._read("SELECT kind, key, version, blob FROM facts ORDER BY kind, key")
+        try:
+            return [Fact(FactKind(k), key, _from_uint64(v), blob) for k, key, v, blob in rows]
+        except (ValueError, TypeError, AssertionError) as exc:
+            raise self._damaged("a fact in it makes no sense") from exc
+
+    def save_endpoints(self, endpoints: Mapping[NodeId, StoredEndpoint]) -> None:
+        """Keep where members were last reached."""
+        self._endpoints.update(endpoints)
+        self.flush()
+
+    def load_endpoints(self) -> dict[NodeId, StoredEndpoint]:
+        """Return where members were last reached."""
+        rows = self._read("SELECT node, address, port, seen_at FROM endpoints ORDER BY node")
+        try:
+            return {
+                NodeId(node): StoredEndpoint(Endpoint(address_untrusted(address), port), seen_at)
+                for node, address, port, seen_at in rows
+            }
+        except (ValueError, TypeError, BadPacket) as exc:
+            raise self._damaged("an endpoint in it makes no sense") from exc
+
+    def save_events(self, events: Iterable[str]) -> None:
+        """Keep events (JSON documents, oldest first), and drop the oldest beyond the bound."""
+        self._events.extend(event for event in events if len(event) <= EVENT_BYTES_MAX)
+        self.flush()
+
+    def load_events(self) -> list[str]:
+        """Return the events kept, oldest first."""
+        return [str(row[0]) for row in self._read("SELECT document FROM events ORDER BY id")]
+
+    @property
+    def waiting(self) -> int:
+        """How many rows wait for a disk that takes them."""
+        return len(self._facts) + len(self._endpoints) + len(self._events)
+
+    def flush(self) -> None:
+        """Write what waits, in bounded transactions.  Raise StoreError; the rest still waits."""
+        while self.waiting:
+            facts = list(islice(self._facts.items(), TRANSACTION_ROWS_MAX))
+            endpoints = list(islice(self._endpoints.items(), TRANSACTION_ROWS_MAX))
+            events = list(self._events)
+            with self._write(durable=False) as database:
+                _write_facts(database, facts)
+                _write_endpoints(database, endpoints)
+                _write_events(database, events)
+            for place, _ in facts:
+                del self._facts[place]
+            for node, _ in endpoints:
+                del self._endpoints[node]
+            self._events.clear()
+
+    # Invites
+
+    def save_invite(self, invite: StoredInvite) -> None:
+        """Keep an invite we have issued, durably."""
+        with self._write(durable=True) as database:
+            row = (bytes(invite.id), invite.issued_at, invite.blob)
+            database.execute("INSERT OR REPLACE INTO invites VALUES (?, ?, ?)", row)
+
+    def delete_invite(self, invite: InviteId) -> None:
+        """Drop an invite."""
+        with self._write(durable=True) as database:
+            database.execute("DELETE FROM invites WHERE id = ?", (bytes(invite),))
+
+    def load_invites(self) -> list[StoredInvite]:
+        """Return the invites we have issued, oldest first."""
+        rows = self._read("SELECT id, issued_at, blob FROM invites ORDER BY issued_at, id")
+        try:
+            return [StoredInvite(InviteId(id_), at, blob) for id_, at, blob in rows]
+        except (ValueError, TypeError) as exc:
+            raise self._damaged("an invite in it makes no sense") from exc
+
+    # SQLite
+
+    @contextmanager
+    def _write(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
+        """Run one transaction."""
+        try:
+            # With WAL, FULL waits for the disk at each commit and NORMAL at checkpoints only.
+            self._database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # a full disk may have ended it already
+                    self._database.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as exc:
+            raise StoreError(f"{self.path}: cannot be written: {exc}") from exc
+        self._directory.keep()
+
+    def _read(self, query: str, parameters: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
+        # The tables are STRICT, so SQLite vouches for the types of the columns.
+        try:
+            rows: list[tuple[Any, ...]] = self._database.execute(query, parameters).fetchall()
+        except sqlite3.Error as exc:
+            raise self._damaged(str(exc)) from exc
+        return rows
+
+    def _damaged(self, how: str) -> StartError:
+        return damaged(self.path, how)
+
+
+def _write_facts(
+    database: sqlite3.Connection, facts: list[tuple[tuple[int, bytes], Fact | None]]
+) -> None:
+    kept = [fact for _, fact in facts if fact is not None]
+    database.executemany(
+        "DELETE FROM facts WHERE kind = ? AND key = ?", [at for at, fact in facts if fact is None]
+    )
+    database.executemany(
+        "INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)",
+        [(fact.kind, fact.key, _uint64(fact.version), fact.blob) for fact in kept],
+    )
+
+
+def _write_endpoints(
+    database: sqlite3.Connection, endpoints: list[tuple[NodeId, StoredEndpoint]]
+) -> None:
+    database.executemany(
+        "INSERT OR REPLACE INTO endpoints VALUES (?, ?, ?, ?)",
+        [
+            (bytes(node), pack_address(at.endpoint.address), at.endpoint.port, at.seen_at)
+            for node, at in endpoints
+        ],
+    )
+
+
+def _write_events(database: sqlite3.Connection, events: list[str]) -> None:
+    if events:
+        database.executemany(
+            "INSERT INTO events (document) VALUES (?)", [(event,) for event in events]
+        )
+        database.execute(
+            "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", (EVENTS_KEPT_MAX,)
+        )
+
+
+def _check(name: Secret, value: bytes) -> bytes:
+    # Signatures guard facts; a key whose bits have turned would only look like another key.
+    return fingerprint(name.encode(), value, size=CHECK_BYTES, person=b"meshd.store")
+
+
+def _uint64(value: int) -> bytes:
+    # SQLite's integers are signed.
+    return value.to_bytes(UINT64_BYTES, "big")
+
+
+def _from_uint64(value: bytes) -> int:
+    if len(value) != UINT64_BYTES:
+        raise ValueError("not eight bytes")
+    return int.from_bytes(value, "big")
