@@ -229,12 +229,14 @@ def _grant(
             "use the inviter itself as seed",
         )
     blob = issue(credential, key, ledger.mesh)
+    if len(blob) > CREDENTIAL_BYTES_MAX:
+        return Refusal(
+            RefusalCode.CREDENTIAL_TOO_LONG,
+            f"the credential would have {len(blob)} bytes, {CREDENTIAL_BYTES_MAX} are allowed; "
+            "choose a shorter --name, or ask for a token with fewer tags and routes",
+        )
     extended = (*chain, blob)
-    if (
-        len(extended) > CHAIN_LENGTH_MAX
-        or len(blob) > CREDENTIAL_BYTES_MAX
-        or sum(map(len, extended)) > CHAIN_BYTES_MAX
-    ):
+    if len(extended) > CHAIN_LENGTH_MAX or sum(map(len, extended)) > CHAIN_BYTES_MAX:
         return Refusal(
             RefusalCode.CHAIN_TOO_LONG,
             f"the chain of credentials through member '{own.name}' would be too long; "

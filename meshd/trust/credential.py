@@ -11,7 +11,8 @@ Rule 1: the mesh key signs the first link; each next one is signed by the subjec
 
 Rule 2: each link may only narrow.  Routes lie within a route of the issuer's; tags are among the
         issuer's, unless it holds `*`; `admit` and `relay` need the issuer's own; no link outlives
-        its issuer.  The mesh key may grant everything.
+        its issuer.  The mesh key may grant everything.  Names and pins are not narrowed: whoever
+        may admit may give any.
 
 Rule 3: `issued_at` falls into the issuer's life, give or take CLOCK_SKEW_MAX.  `admitted_at` is
         the time of first admission, is carried through renewals, and is never after `issued_at`.
@@ -124,9 +125,7 @@ class CredentialCache:
 
     def open_untrusted(self, blob: bytes, mesh: MeshId, issuer: MeshId | NodeId) -> Credential:
         """Return the credential in a blob that its issuer has signed, or raise BadPacket."""
-        # A mesh id and a node id are of different types but compare as bytes, and so do the
-        # credentials' issuers: the same key signs, whatever it is called.
-        key = (mesh, bytes(issuer), blob)
+        key = (mesh, issuer, blob)
         credential = self._verified.get(key)
         if credential is not None:
             return credential

@@ -35,7 +35,7 @@ from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 from meshd.codec import Fields, network_untrusted, pack, pack_address, pack_network
-from meshd.errors import BadPacket
+from meshd.errors import BadPacket, UsageError
 from meshd.keys import KEY_BYTES, BootstrapKey, InviteId, InviteKey, MeshId, NodeId, fingerprint
 from meshd.trust.credential import GRANTED_ROUTES_MAX
 from meshd.trust.grammar import ipv4_untrusted, name_untrusted, tags_untrusted, wall_untrusted
@@ -88,7 +88,7 @@ class Token:
 
 
 def sign_invite(invite: Invite, key: NodeKey, mesh: MeshId) -> bytes:
-    """Return the blob of an invite.  Its length must be asked against INVITE_BYTES_MAX."""
+    """Return the blob of an invite.  Raise UsageError if it promises more than fits."""
     assert invite.issuer == key.id
     body: dict[int, object] = {
         1: bytes(invite.id),
@@ -111,7 +111,13 @@ def sign_invite(invite: Invite, key: NodeKey, mesh: MeshId) -> bytes:
         body[10] = True
     if invite.lifetime:
         body[11] = invite.lifetime
-    return sign(Statement.INVITE, mesh, key, pack(body))
+    blob = sign(Statement.INVITE, mesh, key, pack(body))
+    if len(blob) > INVITE_BYTES_MAX:
+        raise UsageError(
+            f"invite: it would have {len(blob)} bytes, {INVITE_BYTES_MAX} are allowed; "
+            "give it fewer or shorter tags and routes"
+        )
+    return blob
 
 
 def open_invite_untrusted(blob: bytes, mesh: MeshId) -> Invite:

@@ -3,7 +3,8 @@
 Rule 1: a name belongs to the member that was admitted first, the lower node id among equals.
 
 Rule 2: each other member of that name, in the same order, is shown as `name-2`, `name-3`, …: the
-        first of these that nobody else is called or shown as.
+        first of these that nobody else is called or shown as.  Of a name so long that the number
+        would not fit, the first 57 bytes are taken.
 
 Both depend on signed facts alone, so a member has one name on every node.
 """
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from meshd.keys import NodeId
     from meshd.trust.credential import Credential
 
+_STEM_BYTES_MAX = NAME_BYTES_MAX - len("-65536")
+
 
 class Names:
     """The names of a set of members, given their own credentials."""
@@ -36,21 +39,15 @@ class Names:
                 self.owners[credential.name] = credential.subject
                 self.shown[credential.subject] = credential.name
         taken = set(self.owners)
-        next_number: dict[str, int] = {}
+        # One counter for each stem, so that many members of one name do not search it anew.
+        counters: dict[str, itertools.count[int]] = {}
         for credential in others:
-            for number in itertools.count(next_number.get(credential.name, 2)):
-                name = _numbered(credential.name, number)
-                if name not in taken:
-                    break
-            next_number[credential.name] = number + 1
-            taken.add(name)
-            self.shown[credential.subject] = name
+            stem = credential.name[:_STEM_BYTES_MAX].rstrip("-")
+            counter = counters.setdefault(stem, itertools.count(2))
+            shown = next(name for number in counter if (name := f"{stem}-{number}") not in taken)
+            taken.add(shown)
+            self.shown[credential.subject] = shown
 
 
 def _seniority(credential: Credential) -> tuple[int, NodeId]:
     return credential.admitted_at, credential.subject
-
-
-def _numbered(name: str, number: int) -> str:
-    suffix = f"-{number}"
-    return name[: NAME_BYTES_MAX - len(suffix)].rstrip("-") + suffix

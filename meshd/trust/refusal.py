@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-REFUSAL_TEXT_BYTES_MAX = 240
+REFUSAL_TEXT_BYTES_MAX = 320
 
 
 class RefusalCode(enum.IntEnum):
@@ -30,6 +30,7 @@ class RefusalCode(enum.IntEnum):
     REVOKED = 12
     FULL = 13
     ANSWER_TOO_LONG = 14  # the answer would not fit into a datagram
+    CREDENTIAL_TOO_LONG = 15  # name, tags and routes together
 
 
 # Another member, or the same one a little later, may well say yes.
@@ -53,6 +54,9 @@ class Refusal:
     code: RefusalCode
     text: str
 
+    def __post_init__(self) -> None:
+        assert len(self.text.encode()) <= REFUSAL_TEXT_BYTES_MAX
+
     @property
     def final(self) -> bool:
         """Whether trying again, here or at another member, is no use."""
@@ -60,8 +64,9 @@ class Refusal:
 
 
 def refusal_untrusted(code: int, text: str) -> Refusal:
-    """Return the refusal that an answer from outside names; control characters are dropped."""
-    printable = "".join(char for char in text if char.isprintable())
+    """Return the refusal that an answer from outside names, its text made fit for a terminal."""
+    printable = "".join(char for char in text if char.isascii() and char.isprintable())
+    printable = printable[:REFUSAL_TEXT_BYTES_MAX]
     try:
         return Refusal(RefusalCode(code), printable)
     except ValueError:

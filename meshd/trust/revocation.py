@@ -82,9 +82,10 @@ class OpenedRevocation:
         revocation = self.revocation
         return len(self.credentials), admitted_at, revocation.signer, revocation.subject
 
-    def speaks_for(self, node: NodeId) -> bool:
-        """Whether a node is the signer or an issuer in the signer's chain."""
-        return any(credential.subject == node for credential in self.credentials)
+    @property
+    def voices(self) -> frozenset[NodeId]:
+        """The signer and the issuers in its chain; none for the mesh key."""
+        return frozenset(credential.subject for credential in self.credentials)
 
 
 class Judgement:
@@ -92,21 +93,23 @@ class Judgement:
 
     def __init__(self, opened: Iterable[OpenedRevocation]) -> None:
         self._against: dict[NodeId, Revocation] = {}
-        self._cascading: dict[NodeId, list[OpenedRevocation]] = {}
+        self._cascading: dict[NodeId, Revocation] = {}
+        # Whom the subject of a cascade may still put out, by rule 4.  Where several cascades have
+        # one subject each makes fall what it may, which leaves what all of them spare.
+        self._spared: dict[NodeId, frozenset[NodeId]] = {}
         for candidate in sorted(opened, key=lambda opened: opened.rank):
-            if self._falls(candidate):
-                continue
             revocation = candidate.revocation
-            self._against.setdefault(revocation.subject, revocation)
+            if any(
+                voice in self._spared and revocation.subject not in self._spared[voice]
+                for voice in candidate.voices
+            ):
+                continue
+            subject = revocation.subject
+            self._against.setdefault(subject, revocation)
             if revocation.cascade:
-                self._cascading.setdefault(revocation.subject, []).append(candidate)
-
-    def _falls(self, candidate: OpenedRevocation) -> bool:
-        return any(
-            not judged.speaks_for(candidate.revocation.subject)
-            for credential in candidate.credentials
-            for judged in self._cascading.get(credential.subject, ())
-        )
+                self._cascading.setdefault(subject, revocation)
+                spared = self._spared.get(subject, candidate.voices)
+                self._spared[subject] = spared & candidate.voices
 
     def against(self, node: NodeId) -> Revocation | None:
         """Return the first standing revocation of a node itself."""
@@ -123,8 +126,8 @@ class Judgement:
         Given a whole chain, that is what a statement by its last subject falls by.
         """
         for credential in issuers:
-            for judged in self._cascading.get(credential.subject, ()):
-                return judged.revocation
+            if credential.subject in self._cascading:
+                return self._cascading[credential.subject]
         return None
 
 
