@@ -1,0 +1,227 @@
+"""The member's side of the bootstrap: opens requests, seals answers, decides nothing.
+
+    newcomer                responder                    driver (has the ledger)
+       │ request (1,200 bytes)  │                             │
+       │───────────────────────▶│ RequestOpened               │
+       │                        │────────────────────────────▶│ judges; or asks another member
+       │                        │            answer(verdict)  │ through the tunnel
+       │ answer (≤ 1,200 bytes) │◀────────────────────────────│
+       │◀───────────────────────│
+
+Rule 1: whoever does not have the bootstrap key gets no answer and costs one hash chain and one
+        decryption: no table, no signature, no key agreement.
+
+Rule 2: between request and answer a handshake waits, for `PENDING_LIFETIME` at most.  When too
+        many wait, newcomers are not heard: they ask again.
+
+Rule 3: an exact repeat is dropped while it is remembered.  After that it is answered once more,
+        and only the one who made the request can read that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from meshd.bootstrap.events import BadPacketReceived, RequestOpened
+from meshd.bootstrap.messages import (
+    PROLOGUE,
+    REFERENCE_BYTES,
+    AdmissionRequest,
+    encode_answer,
+    open_request_untrusted,
+)
+from meshd.bootstrap.noise import KEY_BYTES
+from meshd.bootstrap.noise import Responder as NoiseResponder
+from meshd.errors import BadPacket
+from meshd.underlay import (
+    DATAGRAM_BYTES_MAX,
+    HEADER_BYTES,
+    DatagramType,
+    Outgoing,
+    ReplayGuard,
+    Timer,
+    TokenBucket,
+    datagram_type_untrusted,
+    header,
+    unpad_untrusted,
+)
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network
+    from random import Random
+
+    from meshd.bootstrap.events import ResponderEvent
+    from meshd.bootstrap.messages import Verdict
+    from meshd.codec import IPAddress
+    from meshd.keys import BootstrapKey, MeshId, NodeKey
+    from meshd.wg.types import Endpoint
+
+PENDING_MAX = 256
+PENDING_LIFETIME = 10.0  # longer than a newcomer waits before it asks again
+REPLAYS_REMEMBERED_MAX = 16_384
+
+# Of requests that open: each costs two signatures and a key agreement, 0.3 ms.
+REQUESTS_PER_SECOND_MAX = 100
+REQUESTS_BURST_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ResponderStatistics:
+    """Counts since the start."""
+
+    opened: int = 0
+    answered: int = 0
+    replayed: int = 0
+    limited: int = 0  # too many at once
+    expired: int = 0  # never judged
+    bad_packets: int = 0
+    pending: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    handshake: NoiseResponder
+    source: Endpoint
+    local: IPAddress | None
+    opened_at: float
+
+
+class Responder:
+    """See the module docstring.  `rng` must be unpredictable outside tests: `SystemRandom`."""
+
+    def __init__(
+        self,
+        key: NodeKey,
+        mesh: MeshId,
+        bootstrap_key: BootstrapKey,
+        *,
+        rng: Random,
+        now: float,
+    ) -> None:
+        self._key = key
+        self._mesh = mesh
+        self._bootstrap_key = bootstrap_key
+        self._rng = rng
+        self._replays = ReplayGuard(REPLAYS_REMEMBERED_MAX)
+        self._limit = TokenBucket(rate=REQUESTS_PER_SECOND_MAX, burst=REQUESTS_BURST_MAX, now=now)
+        self._pending: dict[bytes, _Pending] = {}  # by reference, oldest first
+        self._outbox: list[Outgoing] = []
+        self._events: deque[ResponderEvent] = deque()
+        self._counts: Counter[str] = Counter()
+
+    # Inputs
+
+    def receive_datagram(
+        self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
+    ) -> None:
+        """Handle a request, which may be anything at all.  `local` is where it was sent to."""
+        self.handle_timer(now)
+        try:
+            self._receive_untrusted(datagram, source, local, now)
+        except BadPacket as exc:
+            self._counts["bad_packets"] += 1
+            self._events.append(BadPacketReceived(source, exc.reason))
+
+    def handle_timer(self, now: float) -> None:
+        """Let go of handshakes that have waited too long."""
+        while self._pending:
+            reference, oldest = next(iter(self._pending.items()))
+            if now - oldest.opened_at < PENDING_LIFETIME:
+                return
+            del self._pending[reference]
+            self._counts["expired"] += 1
+
+    def answer(
+        self,
+        reference: bytes,
+        verdict: Verdict,
+        *,
+        record: bytes,
+        chain: tuple[bytes, ...],
+        ipv4_prefix: IPv4Network,
+        wall: float,
+    ) -> bool:
+        """Seal the answer to a request.  `record` and `chain` are this member's own.
+
+        Return whether the request was still waiting.
+        """
+        pending = self._pending.pop(reference, None)
+        if pending is None:
+            return False
+        try:
+            binding = pending.handshake.begin_answer_untrusted(self._rng.randbytes(KEY_BYTES))
+        except BadPacket as exc:
+            self._counts["bad_packets"] += 1
+            self._events.append(BadPacketReceived(pending.source, exc.reason))
+            return False
+        payload = encode_answer(
+            verdict,
+            key=self._key,
+            mesh=self._mesh,
+            binding=binding,
+            record=record,
+            chain=chain,
+            observed=pending.source,
+            ipv4_prefix=ipv4_prefix,
+            wall=wall,
+        )
+        datagram = header(DatagramType.BOOTSTRAP_ANSWER) + pending.handshake.write_answer(payload)
+        assert len(datagram) <= DATAGRAM_BYTES_MAX
+        self._counts["answered"] += 1
+        self._outbox.append(Outgoing(datagram, pending.source, pending.local))
+        return True
+
+    # Outputs
+
+    def datagrams_to_send(self) -> list[Outgoing]:
+        """Take the queued datagrams."""
+        datagrams, self._outbox = self._outbox, []
+        return datagrams
+
+    def next_event(self) -> ResponderEvent | None:
+        """Take the oldest queued event."""
+        return self._events.popleft() if self._events else None
+
+    def get_timer(self) -> Timer | None:
+        """Return when the oldest waiting handshake is to be let go."""
+        for pending in self._pending.values():
+            return Timer(pending.opened_at + PENDING_LIFETIME, "unanswered request")
+        return None
+
+    def statistics(self) -> ResponderStatistics:
+        """Return counts since the start."""
+        return ResponderStatistics(pending=len(self._pending), **self._counts)
+
+    # Requests
+
+    def _receive_untrusted(
+        self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
+    ) -> None:
+        if datagram_type_untrusted(datagram) is not DatagramType.BOOTSTRAP_REQUEST:
+            raise BadPacket("not a bootstrap request")
+        if len(datagram) != DATAGRAM_BYTES_MAX:
+            raise BadPacket("request of the wrong length")
+        message = datagram[HEADER_BYTES:]
+        mark = message[:KEY_BYTES]  # the ephemeral key: everything else depends on it
+        if mark in self._replays:
+            self._counts["replayed"] += 1
+            return
+        handshake = NoiseResponder(psk=self._bootstrap_key, prologue=PROLOGUE)
+        padded, binding = handshake.read_request_untrusted(message)
+        if len(self._pending) >= PENDING_MAX or not self._limit.take(now):
+            self._counts["limited"] += 1
+            return
+        self._replays.add(mark)
+        payload = unpad_untrusted(padded)
+        request = open_request_untrusted(payload, binding, self._mesh)
+        if request.node == self._key.id:
+            raise BadPacket("request from ourselves")
+        reference = binding[:REFERENCE_BYTES]
+        handover = None
+        if request.application is not None:
+            handover = AdmissionRequest(reference, binding, payload)
+        self._pending[reference] = _Pending(handshake, source, local, now)
+        self._counts["opened"] += 1
+        self._events.append(RequestOpened(reference, request, source, handover))
