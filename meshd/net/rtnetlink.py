@@ -46,7 +46,7 @@ RTM_F_FIB_MATCH = 0x2000
 
 IFF_UP = 0x1
 IFF_LOOPBACK = 0x8
-IFF_RUNNING = 0x40
+IFF_LOWER_UP = 0x10000  # has a carrier; IFF_RUNNING says the same up to a second later
 
 # linux/if_addr.h.  On IPv4 the first bit means "secondary" and says nothing of privacy.
 IFA_F_TEMPORARY = 0x01
@@ -312,7 +312,7 @@ def _host_address(
         interface=link.get("ifname"),
         interface_index=message["index"],
         interface_kind=_kind(link),
-        running=bool(link["flags"] & IFF_UP and link["flags"] & IFF_RUNNING),
+        running=bool(link["flags"] & IFF_UP and link["flags"] & IFF_LOWER_UP),
         loopback=bool(link["flags"] & IFF_LOOPBACK),
         global_scope=message["scope"] == RT_SCOPE_UNIVERSE,
         usable=not flags & unusable,

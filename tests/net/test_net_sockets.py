@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 from net.namespaces import join, namespaces
+from net.tunnels import tunnel as wireguard
 
 from meshd.errors import DeviceError, StartError
 from meshd.net.datagram import BATCH_MAX, DATAGRAM_BYTES_MAX
@@ -107,13 +108,14 @@ async def test_a_datagram_too_long_for_meshd_is_dropped_and_counted(pair):
 
 async def test_a_link_local_source_is_dropped_because_no_endpoint_can_name_it(pair):
     here, there = pair
+    here.run("ip addr add fe80::1/64 dev eth0 nodad")
+    there.run("ip addr add fe80::9/64 dev eth0 nodad")
     with here.call(Underlay) as ours:
-        link_local = here.run("ip -6 -br addr show dev eth0 scope link").split()[2].split("/")[0]
 
         def send():
             with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as stranger:
                 index = socket.if_nametoindex("eth0")
-                stranger.sendto(b"x", (link_local, ours.port, 0, index))
+                stranger.sendto(b"x", ("fe80::1", ours.port, 0, index))
 
         there.call(send)
         with there.call(Underlay) as theirs:
@@ -270,3 +272,22 @@ async def test_a_taken_gossip_port_is_named_with_what_to_do(tunnel):
         pytest.raises(StartError, match=r"UDP port 7946 .*ss -lunp"),
     ):
         here.call(Overlay, OVERLAY_HERE, "mesh0")
+
+
+async def test_gossip_to_a_peer_that_wireguard_cannot_reach_is_never_raised(pair):
+    here, there = pair
+    with wireguard(here, 1) as ours, wireguard(there, 2) as theirs:
+        here.run(f"ip route add fd12:3456:789a::/48 dev {ours.interface}")
+        here.run(f"ip addr add {OVERLAY_HERE}/128 dev {ours.interface} nodad")
+        with here.call(Overlay, OVERLAY_HERE, ours.interface) as gossip:
+            target = Endpoint(OVERLAY_THERE, GOSSIP_PORT)
+            taken = gossip.send(b"no such peer", target)
+            here.run(f"wg set {ours.interface} peer {theirs.public_key} allowed-ips ::/0")
+            taken += gossip.send(b"no endpoint", target)
+
+            statistics = gossip.statistics()
+
+    # wireguard-go takes everything and drops it; the kernel says why.
+    told = {"EDESTADDRREQ": 1, "ENOKEY": 1}
+    assert (taken, statistics.send_errors) in [(2, {}), (0, told)]
+    assert statistics.sent == taken
