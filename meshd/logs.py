@@ -23,6 +23,8 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
+from meshd.values import printable
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -61,7 +63,7 @@ class TextFormatter(logging.Formatter):
         """Return the line."""
         at = datetime.fromtimestamp(record.created, UTC).astimezone()
         parts = [f"{at:%H:%M:%S}.{record.msecs:03.0f} {record.levelname.lower():7} "]
-        parts.append(_one_line(record.getMessage()))
+        parts.append(printable(record.getMessage()))
         extra = [f"{key}={_quoted(value)}" for key, value in _fields_of(record).items()]
         if extra:
             parts.append("  " + " ".join(extra))
@@ -111,13 +113,6 @@ def _quoted(value: object) -> str:
     text = str(value)
     plain = text and text.isprintable() and not any(char in text for char in ' "=')
     return text if plain else json.dumps(text, ensure_ascii=False)
-
-
-def _one_line(text: str) -> str:
-    # What others sent may stand in a message; it shall neither forge lines nor steer a terminal.
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _is_journal(stream: TextIO) -> bool:

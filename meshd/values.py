@@ -207,3 +207,10 @@ def duration(value: str) -> float:
     if match is None:
         raise ValueError("must be a span of time such as 90s, 10m, 1h or 7d")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def printable(value: str) -> str:
+    """Return a text that cannot forge a line or steer a terminal, whoever wrote it."""
+    if value.isprintable():
+        return value
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in value)

@@ -1,0 +1,237 @@
+"""The command `meshctl`: ask and command the daemon on this host.
+
+| status | meaning                                                |
+| ------ | ------------------------------------------------------ |
+| 0      | yes, done                                              |
+| 1      | no, failed                                             |
+| 2      | usage                                                  |
+| 3      | no daemon there                                        |
+| 4      | not allowed                                            |
+| 130    | interrupted                                            |
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meshd import __version__, values
+from meshd.arguments import ArgumentParser, reader
+from meshd.ctl import commands
+from meshd.ctl.client import DEFAULT_RUNTIME_DIR, Client, find_socket
+from meshd.ctl.exits import Exit, Failed
+from meshd.ctl.render import Screen
+from meshd.errors import MeshdError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Subparsers = Any  # argparse has no public name for it
+
+STATES = ("alive", "suspect", "dead", "left")
+RUNTIME_DIR_VARIABLE = "MESHD_RUNTIME_DIR"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command, and return the exit status."""
+    try:
+        return int(_main(argv))
+    except Failed as exc:
+        return int(_fail(exc, exc.status))
+    except UsageError as exc:
+        return int(_fail(exc, Exit.USAGE))
+    except KeyboardInterrupt:
+        return int(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read along has had enough.  Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(Exit.DONE)
+
+
+def _main(argv: Sequence[str] | None) -> Exit:
+    arguments = make_parser().parse(argv)
+    if getattr(arguments, "version", False):
+        sys.stdout.write(f"meshctl {__version__}\n")
+        return Exit.DONE
+    if arguments.command is None:
+        raise UsageError("a command is needed, such as `meshctl status`; see meshctl --help")
+    output = commands.Output(
+        screen=_screen(no_color=getattr(arguments, "no_color", False)),
+        json=getattr(arguments, "json", False),
+    )
+    run: Callable[[Client, argparse.Namespace, commands.Output], Exit] = arguments.run
+    path = getattr(arguments, "socket", None)
+    if path is None:
+        path = _socket(arguments)
+    return run(Client(path), arguments, output)
+
+
+def _fail(error: MeshdError, status: Exit) -> Exit:
+    sys.stderr.write(f"meshctl: {values.printable(str(error))}\n")
+    return status
+
+
+def _screen(*, no_color: bool) -> Screen:
+    if not sys.stdout.isatty():
+        return Screen()
+    # https://no-color.org: present and not empty, whatever its value.
+    plain = no_color or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    try:
+        width = os.get_terminal_size(sys.stdout.fileno()).columns
+    except OSError:
+        width = 0
+    return Screen(width=width or 80, colour=not plain)
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of all commands."""
+    shared = _shared_flags()
+    parser = ArgumentParser(
+        prog="meshctl",
+        description="Ask and command the meshd on this host.",
+        epilog="Exit status: 0 yes or done, 1 no or failed, 2 usage, 3 no daemon there, "
+        "4 not allowed.",
+        parents=[shared],
+    )
+    parser.add_argument("--version", action="store_true", help="print the version, end")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    def add(
+        name: str, run: Callable[[Client, argparse.Namespace, commands.Output], Exit], text: str
+    ) -> ArgumentParser:
+        added: ArgumentParser = subparsers.add_parser(
+            name, help=text, description=f"{text.capitalize()}.", parents=[shared]
+        )
+        added.set_defaults(run=run)
+        return added
+
+    _add_status(add("status", commands.status, "this node, the members, and what is wrong"))
+    add("peers", commands.peers, "the tunnels, as WireGuard has them")
+    _add_ping(add("ping", commands.ping, "measure the way through the tunnel to a member"))
+    _add_wait(add("wait", commands.wait, "block until something holds"))
+    _add_invite(add("invite", commands.invite, "make a token with which a machine can join"))
+    add("invites", commands.invites, "the invites this node has made")
+    _add_events(add("events", commands.events, "what has happened"))
+    add("leave", commands.leave, "say goodbye, remove the interface, end the daemon")
+    forget = add("forget", commands.forget, "drop what is known of a member that is gone")
+    forget.add_argument("name", metavar="NAME", help="name, id or address")
+    return parser
+
+
+def _shared_flags() -> ArgumentParser:
+    """Return what may stand before and after the command."""
+    parser = ArgumentParser(add_help=False)
+    absent = argparse.SUPPRESS
+    group = parser.add_argument_group("which daemon, which form")
+    group.add_argument(
+        "--socket", type=Path, default=absent, metavar="PATH", help="the daemon's socket"
+    )
+    group.add_argument(
+        "--runtime-dir",
+        type=Path,
+        default=absent,
+        metavar="DIR",
+        help=f"where sockets are ({RUNTIME_DIR_VARIABLE}, {DEFAULT_RUNTIME_DIR})",
+    )
+    group.add_argument(
+        "--interface",
+        type=reader(values.interface),
+        default=absent,
+        metavar="NAME",
+        help="which of several daemons",
+    )
+    group.add_argument("--json", action="store_true", default=absent, help="for programs")
+    group.add_argument("--no-color", action="store_true", default=absent, help="plain text")
+    return parser
+
+
+def _add_status(parser: ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("-w", "--watch", action="store_true", help="show it again every second")
+    group.add_argument(
+        "--check", choices=("live", "ready"), help="only say whether the daemon is that"
+    )
+
+
+def _add_ping(parser: ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="name, id or address")
+    parser.add_argument(
+        "-c", "--count", type=reader(_count), default=4, metavar="N", help="how often (4)"
+    )
+    parser.add_argument(
+        "-i",
+        "--interval",
+        type=reader(values.duration),
+        default=1.0,
+        metavar="S",
+        help="time between two (1s)",
+    )
+
+
+def _add_wait(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--members", type=reader(_count), metavar="N", help="so many alive, this node among them"
+    )
+    parser.add_argument("--name", metavar="NAME", help="this member alive, or what --state says")
+    parser.add_argument("--state", choices=STATES, help="state of the member named")
+    parser.add_argument(
+        "--path", choices=("direct", "relayed"), help="path of the member named, or of all alive"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=reader(values.duration),
+        metavar="S",
+        help="give up after this, such as 30s; the daemon may start meanwhile",
+    )
+
+
+def _add_invite(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--expires",
+        type=reader(values.duration),
+        default=3600.0,
+        metavar="SPAN",
+        help="how long it can be used, such as 30m or 7d (1h)",
+    )
+    parser.add_argument("--reusable", action="store_true", help="by any number of machines")
+    parser.add_argument(
+        "--tag", action="append", default=[], metavar="T", help="tag they get (repeatable)"
+    )
+    parser.add_argument(
+        "--advertise",
+        action="append",
+        default=[],
+        type=reader(lambda text: str(values.network(text))),
+        metavar="CIDR",
+        help="network they may offer (repeatable)",
+    )
+    parser.add_argument(
+        "--name", type=reader(values.label), metavar="N", help="name the machine gets"
+    )
+    parser.add_argument("--admit", action="store_true", help="they may invite others")
+
+
+def _add_events(parser: ArgumentParser) -> None:
+    parser.add_argument("-f", "--follow", action="store_true", help="go on as they happen")
+    parser.add_argument(
+        "-n", "--number", type=reader(_count), metavar="N", help="so many of the last ones"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) <= 1_000_000:
+        raise ValueError("must be a whole number from 1 to 1000000")
+    return int(text[:9])
+
+
+def _socket(arguments: argparse.Namespace) -> Path:
+    default = os.environ.get(RUNTIME_DIR_VARIABLE) or DEFAULT_RUNTIME_DIR
+    runtime_dir = getattr(arguments, "runtime_dir", Path(default))
+    return find_socket(runtime_dir, getattr(arguments, "interface", None))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
