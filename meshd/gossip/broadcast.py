@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from meshd.gossip.wire import ITEMS_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from meshd.gossip.wire import Item
 
 QUEUE_MAX = 4096
@@ -36,6 +38,7 @@ BroadcastKey: TypeAlias = tuple[int, bytes, bytes]
 
 
 class _Queued(NamedTuple):
+    key: BroadcastKey
     item: Item
     sent: int
 
@@ -69,22 +72,23 @@ class BroadcastQueue:
     def take(self, budget: int, *, members: int, count_max: int = ITEMS_MAX) -> list[Item]:
         """Choose items for one datagram of so many bytes, and count them as sent once more."""
         limit = self._retransmit_mult * math.ceil(math.log10(members + 1))
-        chosen: list[tuple[BroadcastKey, _Queued]] = []
-        for key, queued in itertools.islice(self._in_order(), _SCAN_MAX):
-            if queued.item.cost <= budget and len(chosen) < count_max:
+        chosen: list[_Queued] = []
+        for queued in itertools.islice(self._in_order(), _SCAN_MAX):
+            if len(chosen) >= count_max:
+                break
+            if queued.item.cost <= budget:
                 budget -= queued.item.cost
-                chosen.append((key, queued))
-        for key, queued in chosen:
-            self.drop(key)
+                chosen.append(queued)
+        for queued in chosen:
+            self.drop(queued.key)
             if queued.sent + 1 < limit:
-                self._place(key, queued.item, queued.sent + 1)
-        return [queued.item for _, queued in chosen]
+                self._place(queued.key, queued.item, queued.sent + 1)
+        return [queued.item for queued in chosen]
 
-    def _in_order(self) -> itertools.chain[tuple[BroadcastKey, _Queued]]:
-        return itertools.chain.from_iterable(
-            [(key, _Queued(tier[key], sent)) for key in itertools.islice(reversed(tier), _SCAN_MAX)]
-            for sent, tier in enumerate(self._tiers)
-        )
+    def _in_order(self) -> Iterator[_Queued]:
+        for sent, tier in enumerate(self._tiers):
+            for key in reversed(tier):
+                yield _Queued(key, tier[key], sent)
 
     def _place(self, key: BroadcastKey, item: Item, sent: int) -> None:
         while len(self._tiers) <= sent:

@@ -299,9 +299,7 @@ class Cluster:
     def _arrive(self, source, target, datagram):
         host = self.hosts[target]
         if host.running:
-            host.node.receive_datagram(
-                datagram, self.hosts[source].key.id, self.now, self._wall()
-            )
+            host.node.receive_datagram(datagram, self.hosts[source].key.id, self.now, self._wall())
             self._drain(host)
 
     def _drain(self, host):
