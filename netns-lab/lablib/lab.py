@@ -17,13 +17,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from lablib import daemon, fabric
 from lablib.errors import LabError, UsageError
-from lablib.namespace import Namespace, destroy, finish
+from lablib.namespace import Namespace, destroy
 from lablib.node import Node
 from lablib.ping import Matrix, ping_matrix
 from lablib.topology import topology
@@ -162,18 +161,9 @@ class Lab:
             jobs.append((machine, batch, fabric.router_commands(router)))
             if router.masquerades:
                 jobs.append((machine, ["nft", "-f", "-"], fabric.masquerade_rules(router)))
-        running = [
-            machine.popen(
-                argv,
-                shown_input=text,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-            for machine, argv, text in jobs
-        ]
-        for (machine, argv, text), process in zip(jobs, running, strict=True):
-            finish(machine.name, process, argv, stdin=text)
+        running = [machine.start(argv, stdin=text) for machine, argv, text in jobs]
+        for each in running:
+            each.finish()
         for member in self.topology.members:
             hosts = fabric.hosts_file(self.topology, member)
             self.namespaces[member.name].file("/etc/hosts").write_text(hosts)

@@ -24,6 +24,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ Stream: TypeAlias = IO[Any] | int | None
 
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 START_TIMEOUT = 30.0
+RUN_TIMEOUT = 60.0
 DESTROY_TIMEOUT = 30.0
 KILL_ROUNDS_MAX = 20  # a process may fork while it is being ended
 _PRIVATE_LAYERS = ("/etc", "/var/lib")
@@ -140,46 +142,71 @@ class Namespace:
             text=True,
         )
 
+    def start(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: str = ""
+    ) -> Running:
+        """Start a program inside whose output is wanted at its end."""
+        return Running(self, argv, env, stdin)
+
     def run(
         self,
         argv: Sequence[str],
         *,
         check: bool = True,
         env: Mapping[str, str] | None = None,
-        stdin: str | None = None,
-        timeout: float = 60.0,
+        stdin: str = "",
+        timeout: float = RUN_TIMEOUT,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program inside to its end; raise CommandFailed for a bad status if `check`."""
-        process = self.popen(
-            argv,
-            env=env,
-            shown_input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        return finish(self.name, process, argv, stdin=stdin, timeout=timeout, check=check)
+        return self.start(argv, env=env, stdin=stdin).finish(check=check, timeout=timeout)
 
 
-def finish(
-    where: str,
-    process: subprocess.Popen[str],
-    argv: Sequence[str],
-    *,
-    stdin: str | None = None,
-    timeout: float = 60.0,
-    check: bool = True,
-) -> subprocess.CompletedProcess[str]:
-    """Feed a program, wait for its end and return what came of it."""
-    with process:
+class Running:
+    """A program inside a namespace, fed from a file and writing into files.
+
+    Files rather than pipes: what it leaves running in the background may keep them open.
+    """
+
+    def __init__(
+        self, namespace: Namespace, argv: Sequence[str], env: Mapping[str, str] | None, stdin: str
+    ) -> None:
+        self._where = namespace.name
+        self._argv = argv
+        self._output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        with tempfile.TemporaryFile("w+") as given:
+            given.write(stdin)
+            given.seek(0)
+            self._process = namespace.popen(
+                argv,
+                env=env,
+                stdin=given,
+                stdout=self._output,
+                stderr=self._errors,
+                shown_input=stdin,
+            )
+
+    def finish(
+        self, *, check: bool = True, timeout: float = RUN_TIMEOUT
+    ) -> subprocess.CompletedProcess[str]:
+        """Wait for its end and return what came of it."""
         try:
-            stdout, stderr = process.communicate(stdin, timeout)
+            status = self._process.wait(timeout)
         except BaseException:
-            process.kill()
+            self._process.kill()
+            self._process.wait()
             raise
-    if check and process.returncode != 0:
-        raise CommandFailed(where, argv, process.returncode, stdout + stderr)
-    return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
+        finally:
+            stdout, stderr = _contents(self._output), _contents(self._errors)
+        if check and status != 0:
+            raise CommandFailed(self._where, self._argv, status, stdout + stderr)
+        return subprocess.CompletedProcess(self._argv, status, stdout, stderr)
+
+
+def _contents(file: IO[str]) -> str:
+    with file:
+        file.seek(0)
+        return file.read()
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -12,6 +12,7 @@ from lablib import control, daemon
 from lablib.capture import Capture
 from lablib.errors import LabError
 from lablib.fabric import cables, fabric_port, gateway_lines
+from lablib.namespace import RUN_TIMEOUT
 from lablib.ping import PingFlow, ping_each
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class Node:
         *,
         check: bool = True,
         env: Mapping[str, str] | None = None,
-        stdin: str | None = None,
-        timeout: float = 60.0,
+        stdin: str = "",
+        timeout: float = RUN_TIMEOUT,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program on the node to its end: see Namespace.run."""
         return self.namespace.run(argv, check=check, env=env, stdin=stdin, timeout=timeout)
@@ -112,7 +113,7 @@ class Node:
         return "\n".join(self.log_text().splitlines()[-LOG_LINES_SHOWN:])
 
     def meshctl(
-        self, *args: str, check: bool = True, timeout: float = 60.0
+        self, *args: str, check: bool = True, timeout: float = RUN_TIMEOUT
     ) -> subprocess.CompletedProcess[str]:
         """Run meshctl on the node."""
         argv = [sys.executable, "-m", "meshd.meshctl", *args]

@@ -1,0 +1,40 @@
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+LAB := netns-lab/lab
+SEEDS ?= 1000
+
+# Names of things to do, none of them a file; one after the other, as the lab is one machine.
+.PHONY: help demo test check soak bench lab clean setup
+.NOTPARALLEL:
+
+help: ## list these
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: setup ## watch a mesh form, lose members and heal, on this machine
+	$(LAB) demo
+
+test: check ## all tests, also those on a stock kernel in a virtual machine
+	$(PYTEST) --quiet
+	$(LAB) vm -- $(PYTEST) --quiet -p no:cacheprovider -m "netns and not vm"
+
+check: setup ## formatting, lint and types
+	$(PYTHON) -m ruff format --check . $(LAB)
+	$(PYTHON) -m ruff check . $(LAB)
+	$(PYTHON) -m mypy meshd netns-lab/lablib
+
+soak: setup ## long searches, SEEDS=1000 by default
+	MESHD_SEEDS=$(SEEDS) $(PYTEST) --quiet tests/sim
+
+bench: setup ## measurements beside a baseline
+	for file in bench/bench_*.py; do $(PYTHON) "$$file" || exit 1; done
+
+lab: setup ## bring up five machines, one behind NAT, with meshd on them
+	$(LAB) up nat
+
+clean: ## take the lab down, and remove what tools have cached
+	$(LAB) down
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+setup: ## install what is missing: packages, and .venv
+	@contrib/setup

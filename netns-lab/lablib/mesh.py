@@ -1,0 +1,85 @@
+"""A mesh of meshd on the members of a lab, joined by a shared secret."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lablib.errors import LabError
+from lablib.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lablib.lab import Lab
+    from lablib.node import Node
+    from lablib.ping import Matrix
+
+SECRET_FILE = "/etc/meshd/secret"
+ANSWER_TIMEOUT = 60.0  # generous: in the virtual machine a Python takes seconds to start
+WHOLE_TIMEOUT = 60.0
+
+
+def start(lab: Lab, *, secret: str) -> None:
+    """Start meshd everywhere, the first member being the others' seed; wait until all see all."""
+    first, *others = lab.nodes.values()
+    join(first, secret=secret, seed=None)
+    wait_answering(first)
+    for node in others:
+        join(node, secret=secret, seed=first)
+    wait_whole(list(lab.nodes.values()))
+
+
+def join(node: Node, *, secret: str, seed: Node | None) -> None:
+    """Start meshd on a node, with a secret file and perhaps a seed."""
+    file = node.file(SECRET_FILE)
+    file.touch(mode=0o600)
+    file.write_text(f"{secret}\n")
+    arguments = ["--secret-file", SECRET_FILE, "--name", node.name]
+    if seed is not None:
+        arguments += ["--seed", str(seed.ipv4.ip)]
+    node.start_daemon(*arguments)
+
+
+def wait_answering(node: Node) -> dict[str, Any]:
+    """Wait until a node's daemon answers, and return its status."""
+
+    def answers() -> dict[str, Any]:
+        if node.process is not None and node.process.poll() is not None:
+            raise LabError(f"meshd on {node.name} has ended; its log ends:\n{node.log_tail()}")
+        return node.status()
+
+    return wait_until(answers, f"meshd on {node.name} answers", timeout=ANSWER_TIMEOUT)
+
+
+def alive(node: Node) -> dict[str, dict[str, Any]]:
+    """Return those a node holds for alive, itself included, by name: parts of its status."""
+    status = node.status()
+    members = [member for member in status["members"] if member["state"] == "alive"]
+    return {member["name"]: member for member in [status["self"], *members]}
+
+
+def wait_whole(nodes: Sequence[Node], *, timeout: float = WHOLE_TIMEOUT) -> None:
+    """Wait until each of the nodes holds exactly these for alive."""
+    expected = {node.name for node in nodes}
+
+    def whole() -> bool:
+        for node in nodes:
+            seen = set(alive(node))
+            assert seen == expected, (
+                f"{node.name} misses {sorted(expected - seen)} "
+                f"and holds {sorted(seen - expected)} for alive besides"
+            )
+        return True
+
+    wait_until(whole, f"{', '.join(sorted(expected))} see each other", timeout=timeout)
+
+
+def addresses(nodes: Sequence[Node], *, version: int) -> dict[str, str]:
+    """Return the nodes' own addresses in the mesh."""
+    return {node.name: node.status()["self"][f"ipv{version}"] for node in nodes}
+
+
+def ping(lab: Lab, *, version: int, timeout: float = 5.0) -> Matrix:
+    """Ping everyone from everyone through the mesh."""
+    nodes = list(lab.nodes.values())
+    return lab.ping_all(addresses(nodes, version=version), timeout=timeout)

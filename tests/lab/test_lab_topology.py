@@ -1,0 +1,108 @@
+import itertools
+
+import pytest
+
+from lablib import UsageError, draw, nat, topology
+from lablib.fabric import cables, fabric_port, router_commands
+from lablib.topology import MEMBERS_MAX, TOPOLOGIES, member_name
+
+INTERFACE_LENGTH_MAX = 15  # IFNAMSIZ less its final zero
+
+each_topology = pytest.mark.parametrize(
+    "plan",
+    [topology(name, count) for name in TOPOLOGIES for count in (1, 2, 5, MEMBERS_MAX)],
+    ids=lambda plan: f"{plan.name}-{len(plan.members)}",
+)
+
+
+@each_topology
+def test_no_two_ports_share_an_address(plan):
+    ipv4 = [port.ipv4.ip for _, port in cables(plan)]
+    ipv6 = [port.ipv6.ip for _, port in cables(plan) if port.ipv6]
+
+    assert len(set(ipv4)) == len(ipv4)
+    assert len(set(ipv6)) == len(ipv6)
+
+
+@each_topology
+def test_no_two_segments_overlap(plan):
+    for one, other in itertools.combinations(plan.segments, 2):
+        assert not one.ipv4.overlaps(other.ipv4)
+        assert not (one.ipv6 and other.ipv6 and one.ipv6.overlaps(other.ipv6))
+
+
+@each_topology
+def test_every_port_is_on_the_subnet_of_its_segment(plan):
+    segments = {segment.name: segment for segment in plan.segments}
+
+    for _, port in cables(plan):
+        assert port.ipv4.network == segments[port.segment].ipv4
+        assert port.ipv6 is None or port.ipv6.network == segments[port.segment].ipv6
+
+
+@each_topology
+def test_every_name_fits_an_interface(plan):
+    names = [fabric_port(machine, port.interface) for machine, port in cables(plan)]
+
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) <= INTERFACE_LENGTH_MAX
+
+
+@each_topology
+def test_the_picture_shows_every_machine_and_its_address(plan):
+    lines = draw(plan).splitlines()
+
+    for machine in [*plan.routers, *plan.members]:
+        port = machine.port if machine in plan.members else machine.uplink
+        assert any(f"{machine.name}  {port.ipv4.ip}" in line for line in lines)
+
+
+def test_the_picture_of_a_nat_is_this():
+    assert draw(nat(3)) == (
+        "nat: members on subnets of their own; b is behind a router that masquerades\n"
+        "\n"
+        "transit  192.0.2.0/24  2001:db8::/64\n"
+        "|\n"
+        "+-- router-a  192.0.2.1  2001:db8::1\n"
+        "|   |\n"
+        "|   site-a  203.0.113.0/29  2001:db8:1::/64\n"
+        "|   |\n"
+        "|   +-- a  203.0.113.2  2001:db8:1::2\n"
+        "|\n"
+        "+-- router-b  192.0.2.2  (masquerades)\n"
+        "|   |\n"
+        "|   site-b  192.168.2.0/24\n"
+        "|   |\n"
+        "|   +-- b  192.168.2.2\n"
+        "|\n"
+        "+-- router-c  192.0.2.3  2001:db8::3\n"
+        "    |\n"
+        "    site-c  203.0.113.8/29  2001:db8:3::/64\n"
+        "    |\n"
+        "    +-- c  203.0.113.10  2001:db8:3::2"
+    )
+
+
+def test_nobody_has_a_route_to_what_is_behind_nat():
+    plan = nat(4)
+    hidden = next(segment for segment in plan.segments if segment.name == "site-b")
+
+    for router in plan.routers:
+        assert str(hidden.ipv4) not in router_commands(router)
+
+
+def test_members_are_named_like_columns_of_a_spreadsheet():
+    assert [member_name(index) for index in (0, 1, 25, 26, 27, 51, 52)] == [
+        *("a", "b", "z", "aa", "ab", "az", "ba")
+    ]
+
+
+@pytest.mark.parametrize("count", [0, -1, MEMBERS_MAX + 1])
+def test_a_topology_has_neither_too_few_nor_too_many_members(count):
+    with pytest.raises(UsageError, match=f"1 to {MEMBERS_MAX} members, not {count}"):
+        nat(count)
+
+
+def test_an_unknown_topology_is_refused_with_those_there_are():
+    with pytest.raises(UsageError, match="lan, internet, nat"):
+        topology("torus", 3)
