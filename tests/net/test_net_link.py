@@ -10,7 +10,6 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from net.namespaces import namespaces
 
 from meshd.errors import DeviceError
 from meshd.net.link import (
@@ -28,6 +27,7 @@ from meshd.net.link import (
     wanted_routes,
 )
 from meshd.net.rtnetlink import RouteNetlink
+from net.namespaces import namespaces
 
 IPV4_PREFIX = ip_network("100.64.0.0/10")
 IPV6_PREFIX = ip_network("fd12:3456:789a::/48")

@@ -4,10 +4,10 @@ from ipaddress import ip_address, ip_network
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from net.namespaces import join, namespaces
 
 from meshd.net.local import HOST_ADDRESSES_MAX, TUNNEL_KINDS, HostAddress, host_candidates
 from meshd.net.rtnetlink import RouteNetlink
+from net.namespaces import join, namespaces
 
 OVERLAY = (ip_network("100.64.0.0/10"), ip_network("fd12:3456:789a::/48"))
 

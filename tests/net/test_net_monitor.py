@@ -5,9 +5,9 @@ import trio
 import trio.testing
 from hypothesis import example, given
 from hypothesis import strategies as st
-from net.namespaces import namespaces
 
 from meshd.net.monitor import Change, NetworkMonitor, parse_notices
+from net.namespaces import namespaces
 
 
 @pytest.fixture

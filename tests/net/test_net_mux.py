@@ -17,8 +17,6 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from net.namespaces import join, namespaces
-from net.tunnels import PORT, tunnel
 
 from meshd.errors import DeviceError
 from meshd.net import mux
@@ -26,6 +24,8 @@ from meshd.net.mux import PortMux
 from meshd.net.underlay import Underlay
 from meshd.underlay import MAGIC
 from meshd.wg.types import Endpoint
+from net.namespaces import join, namespaces
+from net.tunnels import PORT, tunnel
 
 MARK = 0x6D657368
 SEED = {4: "203.0.113.2", 6: "2001:db8::2"}

@@ -6,14 +6,14 @@ from ipaddress import IPv6Address, ip_address
 import pytest
 import trio
 import trio.testing
-from net.namespaces import join, namespaces
-from net.tunnels import tunnel as wireguard
 
 from meshd.errors import DeviceError, StartError
 from meshd.net.datagram import BATCH_MAX, DATAGRAM_BYTES_MAX
 from meshd.net.overlay import GOSSIP_PORT, Overlay
 from meshd.net.underlay import Underlay, check_port_free
 from meshd.wg.types import Endpoint
+from net.namespaces import join, namespaces
+from net.tunnels import tunnel as wireguard
 
 pytestmark = pytest.mark.netns
 
