@@ -1,7 +1,7 @@
 """The text protocol of userspace WireGuard: changes to bytes, answers to a status.
 
-It is the cross-platform userspace interface that wireguard-go and boringtun serve on a unix
-socket: lines `key=value`, an empty line at the end, keys in hexadecimal.
+It is the cross-platform userspace interface that wireguard-go serves on a unix socket: lines
+`key=value`, an empty line at the end, keys in hexadecimal.
 
     set=1                       get=1
     private_key=…               ──────────────────────
@@ -245,8 +245,8 @@ def _network(value: bytes) -> IPNetwork:
         packed = ip_address(address).packed
         network = IPv4Network if len(packed) == 4 else IPv6Network
         return network((packed, _number(prefix_length.encode(), PREFIX_LENGTH_MAX)))
-    except ValueError as exc:
-        raise _malformed() from exc
+    except ValueError:
+        raise _malformed() from None
 
 
 @functools.lru_cache(ENDPOINTS_CACHED_MAX)
@@ -254,6 +254,6 @@ def _endpoint(value: bytes) -> Endpoint:
     try:
         host, _, port = value.decode("ascii").rpartition(":")
         address = ip_address(host.removeprefix("[").removesuffix("]"))
-    except ValueError as exc:
-        raise _malformed() from exc
+    except ValueError:
+        raise _malformed() from None
     return Endpoint(address, _number(port.encode(), PORT_MAX))
