@@ -31,6 +31,7 @@ from meshd.control.lookup import find_member
 from meshd.control.routes import ApiError, Lines, Reply, bad_request
 from meshd.control.snapshot import STATES, InviteRequest
 from meshd.control.waiting import Condition
+from meshd.trust.grammar import is_name, is_tag
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -204,6 +205,11 @@ class _Api:
             routes=fields.networks("routes"),
         )
         fields.done()
+        if wanted.name is not None and not is_name(wanted.name):
+            raise bad_request(f"{wanted.name!r} cannot be a name: take a-z, 0-9 and - only")
+        for tag in wanted.tags:
+            if not is_tag(tag):
+                raise bad_request(f"{tag!r} cannot be a tag: take a-z, 0-9 and - only")
         if wanted.reusable and wanted.name is not None:
             raise bad_request("a reusable invite cannot give all who use it the same name")
         return views.invite_document(await self._controller.invite(wanted))

@@ -60,7 +60,7 @@ class Fields:
         """Read a number within bounds; in a query string it is written in digits."""
         value = self._get(key)
         if value is None:
-            return default
+            return float(default)
         if isinstance(value, str):
             try:
                 value = float(value)

@@ -166,6 +166,7 @@ class _Connection:
             # What changes something is never broken off in the middle.
             return await _call(handler, request)
         async with self._while_heard():
+            # A hang-up cancels this, and the function falls through to None.
             return await _call(handler, request)
 
     @asynccontextmanager

@@ -1,0 +1,162 @@
+"""A controller that says what it was told to say, and remembers what it was asked."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING
+
+import trio
+
+from meshd.control.api import make_routes, not_allowed
+from meshd.control.events import EventHub
+from meshd.control.server import serve
+from meshd.control.snapshot import (
+    EventRecord,
+    HealthFinding,
+    InviteRequest,
+    InviteSnapshot,
+    MemberSnapshot,
+    MeshSnapshot,
+    NewInvite,
+    PeerSnapshot,
+    PingAnswer,
+    SelfSnapshot,
+)
+from meshd.control.socket import ControlSocket
+from meshd.keys import InviteId, MeshId, NodeId, WireGuardKey
+from meshd.wg.types import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+NOW = 1_700_000_000.0
+
+
+def node_id(number: int) -> NodeId:
+    return NodeId(number.to_bytes(2, "big") * 16)
+
+
+def member(name: str, number: int, **changes: object) -> MemberSnapshot:
+    made = MemberSnapshot(
+        id=node_id(number),
+        name=name,
+        state="alive",
+        incarnation=1,
+        ipv4=ip_address(f"100.64.0.{number}"),
+        ipv6=ip_address(f"fd00::{number}"),
+        public_key=WireGuardKey(bytes([number]) * 32),
+        endpoint=Endpoint(ip_address("203.0.113.7"), 51820),
+        path="direct",
+        rtt=0.0013,
+        handshake_age=14.23,
+        rx_bytes=1_300_000,
+        tx_bytes=512,
+        version="0.1.0",
+    )
+    return replace(made, **changes)
+
+
+ME = SelfSnapshot(
+    id=node_id(1),
+    name="a",
+    ipv4=ip_address("100.64.0.1"),
+    ipv6=ip_address("fd00::1"),
+    public_key=WireGuardKey(bytes([1]) * 32),
+    interface="mesh0",
+    listen_port=51820,
+    backend="kernel",
+    relay=True,
+    ready=True,
+    uptime=12.5,
+    version="0.1.0",
+    startup={"import": 0.21, "bootstrap": 0.05},
+)
+
+MESH = MeshSnapshot(
+    id=MeshId(bytes([9]) * 32),
+    name="home",
+    me=ME,
+    members=(
+        member("c", 3, state="dead", path=None, endpoint=None, rtt=None, handshake_age=None),
+        member("b", 2),
+    ),
+    health=(HealthFinding("warning", "udp-blocked", "no answer on UDP port 51820"),),
+)
+
+INVITE = InviteSnapshot(
+    id=InviteId(bytes([5]) * 32), issued_at=NOW, expires_at=NOW + 3600, reusable=False
+)
+
+
+@dataclass
+class ScriptedController:
+    mesh: MeshSnapshot = MESH
+    rtts: list[float | None] = field(default_factory=lambda: [0.0012])
+    may_invite: bool = True
+    events: EventHub = field(default_factory=EventHub)
+    asked: list[object] = field(default_factory=list)
+    stopped: trio.Event = field(default_factory=trio.Event)
+
+    def status(self) -> MeshSnapshot:
+        return self.mesh
+
+    def peers(self) -> tuple[PeerSnapshot, ...]:
+        return (
+            PeerSnapshot(
+                public_key=WireGuardKey(bytes([2]) * 32),
+                member="b",
+                endpoint=Endpoint(ip_address("2001:db8::7"), 51820),
+                allowed_ips=(ip_network("100.64.0.2/32"), ip_network("fd00::2/128")),
+                persistent_keepalive=25,
+                handshake_age=14.23,
+                rx_bytes=1_300_000,
+                tx_bytes=512,
+            ),
+        )
+
+    async def ping(self, node: NodeId, timeout: float) -> PingAnswer:  # noqa: ASYNC109
+        self.asked.append(("ping", node))
+        rtt = self.rtts.pop(0) if len(self.rtts) > 1 else self.rtts[0]
+        await trio.lowlevel.checkpoint()
+        return PingAnswer(rtt, "direct", Endpoint(ip_address("203.0.113.7"), 51820))
+
+    async def invite(self, request: InviteRequest) -> NewInvite:
+        self.asked.append(request)
+        if not self.may_invite:
+            raise not_allowed("this node may not invite: its credential has no `admit`")
+        made = replace(INVITE, reusable=request.reusable, tags=request.tags, name=request.name)
+        return NewInvite(made, "meshd1.token")
+
+    def invites(self) -> tuple[InviteSnapshot, ...]:
+        return (replace(INVITE, tags=("web",), used_by=("b",)),)
+
+    async def forget(self, node: NodeId) -> None:
+        self.asked.append(("forget", node))
+
+    async def leave(self) -> None:
+        self.asked.append("leave")
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    # What the test makes happen
+
+    def happen(self, event: str, mesh: MeshSnapshot | None = None, **details: object) -> None:
+        self.mesh = self.mesh if mesh is None else mesh
+        self.events.publish(EventRecord(NOW, event, "b", f"b: {event}", details))
+
+
+@asynccontextmanager
+async def serving(controller: ScriptedController, directory: Path) -> AsyncIterator[Path]:
+    """Run the real server on a socket in a directory."""
+    bound = ControlSocket.listen(directory / "mesh0.sock")
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, bound, make_routes(controller))
+            yield bound.path
+            nursery.cancel_scope.cancel()
+    finally:
+        bound.close()
