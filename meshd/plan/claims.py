@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from meshd.keys import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
-    from ipaddress import IPv4Network
+    from ipaddress import IPv4Address, IPv4Network
 
     from meshd.keys import NodeId
 

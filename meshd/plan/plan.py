@@ -107,9 +107,11 @@ def make_plan(me: PlannedSelf, members: Iterable[PlannedMember]) -> DesiredState
 
 
 def _peer(member: PlannedMember, me: PlannedSelf) -> PeerSpec:
-    addresses = [member.ipv6] if member.ipv4 is None else [member.ipv6, member.ipv4]
+    allowed_ips = {host_network(member.ipv6)}
+    if member.ipv4 is not None:
+        allowed_ips.add(host_network(member.ipv4))
     return PeerSpec(
-        allowed_ips=frozenset(host_network(address) for address in addresses),
+        allowed_ips=frozenset(allowed_ips),
         endpoint=member.endpoint,
         persistent_keepalive=KEEPALIVE_BEHIND_NAT if me.behind_nat and member.live else 0,
     )

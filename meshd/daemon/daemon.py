@@ -1,0 +1,556 @@
+"""A running node: what is opened in which order, which tasks there are, and how it ends.
+
+    state ─▶ identity ─▶ device ─▶ sockets ─▶ rules ─▶ control socket ─▶ addresses ─▶ ready
+      │         │           │         │
+      └─────────┴───────────┴─────────┴── a start that fails undoes what it has made
+
+| task       | does                                                                          |
+| ---------- | ----------------------------------------------------------------------------- |
+| driver     | owns the engine: datagrams and timers in, datagrams and events out            |
+| reconciler | the only one that writes to the kernel: plan, diff, apply                      |
+| monitor    | hears of changed addresses and links, and tells the engine the host's own      |
+| resolver   | looks up the names of seeds                                                    |
+| control    | answers meshctl                                                                |
+| signals    | SIGTERM and SIGINT: end with 0, leaving interface, sessions and rules in place |
+
+Ending never touches the data plane, except by `meshctl leave` and when the mesh refuses a node that
+has never been in: what this run has made goes then.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import socket
+import time
+from contextlib import ExitStack
+from functools import partial
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+import trio
+
+from meshd import __version__, logs
+from meshd.addresses import overlay_prefix
+from meshd.control.api import make_routes
+from meshd.control.events import EventHub
+from meshd.control.server import serve
+from meshd.control.snapshot import EventRecord, HealthFinding
+from meshd.control.socket import ControlSocket
+from meshd.daemon import startup
+from meshd.daemon.controller import DaemonController
+from meshd.daemon.driver import Driver
+from meshd.daemon.milestones import Milestones
+from meshd.daemon.reconciler import Reconciler
+from meshd.engine import events
+from meshd.engine.engine import Engine, EngineConfig
+from meshd.errors import DeviceError, StartError, StoreError, UsageError
+from meshd.net import mux as one_port
+from meshd.net.local import host_candidates
+from meshd.net.monitor import NetworkMonitor
+from meshd.net.mux import PortMux
+from meshd.net.overlay import Overlay
+from meshd.net.rtnetlink import RouteNetlink, require_ipv6
+from meshd.net.underlay import Underlay, check_port_free
+from meshd.sdnotify import Notifier
+from meshd.store import Counter, Store
+from meshd.trust.fact import FactKind
+from meshd.wg.backend import delete_device, open_device
+from meshd.wg.types import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from meshd.codec import IPAddress
+    from meshd.config import Config
+    from meshd.daemon.startup import Start
+    from meshd.engine.events import Event
+    from meshd.engine.identity import Identity
+    from meshd.wg.types import Device, DeviceStatus
+
+log = logging.getLogger(__name__)
+
+# WireGuard's and meshd's datagrams bear it, so that policy routing can keep both out of a tunnel.
+# "me"; wg-quick uses its port number, Tailscale the bits 0xff0000.
+FWMARK = 0x6D65
+
+STORE_RETRY_INTERVAL = 5.0
+RESOLVE_TIMEOUT = 5.0
+LOCAL_SETTLE_INTERVAL = 0.05  # an address and the route that comes with it are one change
+
+# What an operator sees of it in the log; everything is in `meshctl events`.
+_LEVELS = {
+    "path-changed": logging.DEBUG,
+    "member-suspect": logging.INFO,
+    "member-dead": logging.WARNING,
+    "path-fault": logging.WARNING,
+    "no-answer": logging.WARNING,
+    "identity-cloned": logging.ERROR,
+    "address-changed": logging.WARNING,
+    "repaired": logging.WARNING,
+}
+
+
+def run_daemon(config: Config) -> int:
+    """Run a node until it is told to end, and return the exit status."""
+    milestones = Milestones()
+    milestones.reach("import")
+    return trio.run(_run, config, milestones)
+
+
+async def _run(config: Config, milestones: Milestones) -> int:
+    with Store.open(config.state_path) as store:
+        start = startup.begin(config, store, time.time())
+        require_ipv6()
+        with ExitStack() as opened:
+            host = _Host(config, start, opened)
+            milestones.reach("interface")
+            await Daemon(config, store, start, host, milestones).run()
+            opened.pop_all()  # the data plane outlives the daemon
+            host.let_go()
+    return 0
+
+
+class _Host:
+    """What the daemon opens on this machine.  Undone by `opened` if the start does not succeed."""
+
+    def __init__(self, config: Config, start: Start, opened: ExitStack) -> None:
+        interface = config.interface
+        self.interface = interface
+        identity = start.identity
+        self.links = RouteNetlink((overlay_prefix(identity.mesh), identity.ipv4_prefix))
+        opened.callback(self.links.close)
+        was_there = self.links.observe(interface) is not None
+        if not was_there:
+            check_port_free(config.port)
+        self.device: Device = open_device(
+            interface, backend=config.backend, private_key=identity.wireguard_key
+        )
+        if was_there:
+            opened.callback(self.device.close)
+        else:
+            opened.callback(self.remove_device)
+        shared = one_port.nft_available()
+        # Without nft the second port has to be known to others: the one above WireGuard's.
+        self.underlay = Underlay(0 if shared else config.port + 1, fwmark=FWMARK)
+        opened.callback(self.underlay.close)
+        self.mux: PortMux | None = None
+        if shared:
+            self.mux = PortMux(interface, config.port, self.underlay.port, FWMARK)
+            one_port.apply(self.mux)
+            if not was_there:
+                opened.callback(one_port.remove, interface)
+        self.overlay = Overlay(identity.ipv6, interface)
+        opened.callback(self.overlay.close)
+        self.control = ControlSocket.listen(config.socket_path)
+        opened.callback(self.control.close)
+
+    @property
+    def control_port(self) -> int:
+        """The port others reach meshd at, where it is not WireGuard's; else 0."""
+        return 0 if self.mux is not None else self.underlay.port
+
+    def remove_device(self) -> None:
+        """Take the interface down."""
+        delete_device(self.interface, self.device)
+
+    def remove(self) -> None:
+        """Take down the data plane: the node has left."""
+        self.remove_device()
+        if self.mux is not None:
+            one_port.remove(self.interface)
+
+    def let_go(self) -> None:
+        """Close handles and sockets; the data plane stays as it is."""
+        self.control.close()
+        self.overlay.close()
+        self.underlay.close()
+        self.device.close()
+        self.links.close()
+
+
+class Daemon:
+    """See the module docstring."""
+
+    def __init__(
+        self, config: Config, store: Store, start: Start, host: _Host, milestones: Milestones
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.host = host
+        self.milestones = milestones
+        self.hub = EventHub()
+        self.answers: dict[int, trio.MemorySendChannel[float]] = {}
+        self.departed = trio.Event()
+        self.ready = False
+        self._start = start
+        self._remembered = start.remembered
+        self._store_error: StoreError | None = None
+        self._refusal: StartError | None = None
+        self._seeds_wanted = trio.Event()
+        self._seeds: tuple[str, ...] = ()
+        self._nursery: trio.Nursery | None = None
+        self._notifier = Notifier.from_environment()
+        self._started_at = time.monotonic()
+        self.engine = self._make_engine()
+        self.reconciler = Reconciler(
+            config.interface,
+            backend=config.backend,
+            device=host.device,
+            links=host.links,
+            mux=host.mux,
+            desired=self.engine.desired_state,
+            observed=self._on_observed,
+            repaired=self._on_repaired,
+            link_replaced=host.overlay.rebind,
+        )
+        self.driver = Driver(
+            self.engine,
+            host.underlay,
+            host.overlay,
+            on_event=self._on_event,
+            on_plan=self.reconciler.wake,
+        )
+
+    # Life
+
+    async def run(self) -> None:
+        """Run until a signal or `stop`.  Raise StartError if the mesh refuses this node."""
+        try:
+            await self._begin()
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for task in (
+                    self.driver.run,
+                    self.reconciler.run,
+                    self._watch_network,
+                    self._resolve_seeds,
+                    self._retry_store,
+                    self._obey_signals,
+                    self._feed_watchdog,
+                    partial(serve, self.host.control, make_routes(DaemonController(self))),
+                ):
+                    nursery.start_soon(task)
+                self._announce()
+        finally:
+            self._notifier.stopping()
+            self._notifier.close()
+            self.host.device = self.reconciler.device
+        if self._refusal is not None:
+            raise self._refusal
+
+    def stop(self) -> None:
+        """End the daemon with exit status 0."""
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
+
+    def _make_engine(self) -> Engine:
+        config = self.config
+        return Engine(
+            self._start.identity,
+            config=EngineConfig(
+                listen_port=config.port,
+                control_port=self.host.control_port,
+                fwmark=FWMARK,
+                configured=self._configured(),
+                advertise=config.advertise,
+                relay=bool(config.relay),
+                wanted_ipv4=config.address,
+                seeds=tuple(str(seed) for seed in config.seeds),
+                version=__version__,
+            ),
+            memory=self._start.memory,
+            rng=random.SystemRandom(),
+            now=trio.current_time(),
+            wall=time.time(),
+        )
+
+    async def _begin(self) -> None:
+        """Set up the interface once, so that what the kernel refuses is an error at start."""
+        self.engine.local_changed(self._local_addresses(), trio.current_time(), time.time())
+        try:
+            await self.reconciler.reconcile()
+        except DeviceError as error:
+            raise StartError(f"cannot set up interface {self.config.interface}: {error}") from error
+        if self.engine.identity.chain:
+            self._remember(self.engine.identity)
+        self.ready = True
+
+    def _announce(self) -> None:
+        identity = self.engine.identity
+        log.info(
+            "%s is up on %s as %s",
+            identity.name,
+            self.config.interface,
+            identity.ipv6,
+            extra=logs.fields(
+                node=identity.node.short, mesh=identity.mesh.short, backend=self.host.device.backend
+            ),
+        )
+        if self.config.init and not self._start.remembered:
+            log.info("a new mesh; `meshctl invite` prints a token that lets one more node in")
+        elif self.config.secret is not None and not self.config.seeds:
+            for line in self._joining_lines():
+                log.info("others join with: %s", line)
+        if self.host.mux is None:
+            log.warning("%s", self._second_port_finding().message)
+        self._notifier.ready(f"{identity.name} is up on {self.config.interface}")
+
+    def _joining_lines(self) -> Iterator[str]:
+        for endpoint in self.seed_endpoints()[:1]:
+            yield f"meshd --secret-file FILE --seed {endpoint}"
+
+    def seed_endpoints(self) -> tuple[Endpoint, ...]:
+        """Return where others can ask this node to be let in, best first."""
+        port = self.host.control_port or self.config.port
+        reflexive = self.engine.path.reflexive
+        host = [Endpoint(address, port) for address in self._local_addresses()]
+        public = [endpoint for endpoint in host if endpoint.address.is_global]
+        return tuple(dict.fromkeys((*self._configured(), *public, *reflexive, *host)))
+
+    def _configured(self) -> tuple[Endpoint, ...]:
+        """Look up the addresses the operator has given; a name may have several."""
+        return tuple(
+            endpoint
+            for given in self.config.endpoints
+            for endpoint in _look_up(given.host, given.port)
+        )
+
+    # Events
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case events.Notice():
+                self._on_notice(event)
+            case events.FactChanged(fact):
+                if self._remembered:
+                    self._keep(lambda: self.store.save_facts([fact]))
+            case events.RecordForgotten(node):
+                self._keep(lambda: self.store.delete_fact(FactKind.RECORD, node))
+            case events.Admitted(identity):
+                self._on_admitted(identity)
+            case events.IncarnationRaised(incarnation):
+                self._keep(
+                    lambda: self.store.reserve_sequence(Counter.INCARNATION, 1, above=incarnation)
+                )
+            case events.SequenceOutrun(sequence):
+                starts = sequence >> startup.SEQUENCE_SHIFT
+                self._keep(lambda: self.store.reserve_sequence(Counter.STARTS, 1, above=starts))
+            case events.ResolveSeeds(seeds):
+                self._seeds = seeds
+                self._seeds_wanted.set()
+            case events.RefusedByMesh(text, seed, final):
+                self._on_refused(text, seed, final=final)
+            case events.PingAnswered(_, sequence, rtt):
+                channel = self.answers.pop(sequence, None)
+                if channel is not None:
+                    channel.send_nowait(rtt)
+            case events.Departed():
+                self.departed.set()
+
+    def _on_notice(self, notice: events.Notice) -> None:
+        if notice.event == "mesh-joined":
+            self.milestones.reach("bootstrap")
+        elif notice.event == "member-alive":
+            self.milestones.reach("handshake")
+            self._check_gossip()
+        log.log(
+            _LEVELS.get(notice.event, logging.INFO),
+            "%s%s",
+            f"{notice.name}: " if notice.name is not None else "",
+            notice.message,
+            extra=logs.fields(event=notice.event, **notice.details),
+        )
+        self.hub.publish(
+            EventRecord(
+                at=time.time(),
+                event=notice.event,
+                member=notice.name,
+                message=notice.message,
+                details=notice.details,
+            )
+        )
+
+    def _check_gossip(self) -> None:
+        """Note the moment at which all members known have been heard."""
+        if "handshake" in self.milestones.phases and all(
+            view.heard for view in self.engine.gossip.members()
+        ):
+            self.milestones.reach("gossip")
+
+    def _on_admitted(self, identity: Identity) -> None:
+        if self._remembered:
+            self._keep(lambda: startup.update(self.store, identity))
+        else:
+            self._remember(identity)
+
+    def _remember(self, identity: Identity) -> None:
+        if not self._remembered:
+            try:
+                startup.remember(self.store, self._start, identity)
+                self.store.save_facts(self.engine.ledger.facts())
+            except StoreError as error:
+                # Members know us from here on; without our keys on disk a restart would be lost.
+                raise StartError(str(error)) from error
+            self._remembered = True
+
+    def _on_refused(self, text: str, seed: str, *, final: bool) -> None:
+        if final and not self._remembered:
+            self._refusal = StartError(f"{seed} does not let this node in: {text}")
+            self.stop()
+        else:
+            log.error("%s does not let this node in: %s", seed, text)
+
+    def _on_observed(self, device: DeviceStatus) -> None:
+        if device.peers:
+            self.milestones.reach("apply")
+        # Between two inputs: the reconciler runs in the same thread as the driver, and neither
+        # waits for anything while it has the engine.
+        self.engine.device_observed(device, trio.current_time(), time.time())
+        self.driver.drain()
+
+    def _on_repaired(self, kind: str, message: str) -> None:
+        self._on_notice(events.Notice("repaired", f"{message}; made anew", details={"what": kind}))
+
+    # Disk
+
+    def _keep(self, write: Callable[[], object]) -> None:
+        """Write to the store; what fails is a finding, and is tried again."""
+        try:
+            write()
+        except StoreError as error:
+            if self._store_error is None:
+                log.error("%s; the mesh goes on, but a restart would forget", error)
+            self._store_error = error
+
+    async def _retry_store(self) -> None:
+        while True:
+            await trio.sleep(STORE_RETRY_INTERVAL)
+            if self._store_error is None:
+                continue
+            try:
+                self.store.flush()
+            except StoreError as error:
+                self._store_error = error
+            else:
+                self._store_error = None
+                log.info("the state can be written again")
+
+    # Tasks
+
+    async def _watch_network(self) -> None:
+        with NetworkMonitor() as monitor:
+            async for _ in monitor:
+                await trio.sleep(LOCAL_SETTLE_INTERVAL)
+                addresses = self._local_addresses()
+                await self.driver.submit(partial(self.engine.local_changed, addresses))
+                self.reconciler.wake()
+
+    def _local_addresses(self) -> tuple[IPAddress, ...]:
+        return host_candidates(
+            self.host.links.host_addresses(fwmark=FWMARK),
+            interface=self.config.interface,
+            excluded=(
+                overlay_prefix(self.engine.identity.mesh),
+                self.engine.identity.ipv4_prefix,
+            ),
+        )
+
+    async def _resolve_seeds(self) -> None:
+        while True:
+            await self._seeds_wanted.wait()
+            self._seeds_wanted = trio.Event()
+            found: dict[str, tuple[Endpoint, ...]] = {}
+            async with trio.open_nursery() as nursery:
+                for seed in self._seeds:
+                    nursery.start_soon(_resolve, seed, found)
+            await self.driver.submit(partial(self.engine.seeds_resolved, found))
+
+    async def _obey_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            async for number in received:
+                if number != signal.SIGHUP:
+                    log.info("ending; the tunnels stay up")
+                    self.stop()
+                    return
+                self._reload()
+
+    def _reload(self) -> None:
+        try:
+            changed = self.config.reload()
+        except UsageError as error:
+            log.error("the new configuration is refused whole: %s", error)
+            return
+        logs.configure(changed.log_level, changed.log_format)
+        log.info("configuration read again; what changed besides logging takes a restart")
+
+    async def _feed_watchdog(self) -> None:
+        interval = self._notifier.watchdog_interval
+        if interval is None:
+            return
+        while True:
+            self._notifier.watchdog()
+            await trio.sleep(interval)
+
+    # What the controller asks
+
+    def expect(self, sequence: int, channel: trio.MemorySendChannel[float]) -> int:
+        """Have the answer to a ping sent into a channel.  Return its sequence."""
+        self.answers[sequence] = channel
+        return sequence
+
+    def leave_host(self) -> None:
+        """Take the data plane down: this node has left the mesh."""
+        self.reconciler.stop()
+        self.host.device = self.reconciler.device
+        self.host.remove()
+        log.info("left the mesh; keys and state stay")
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started_at
+
+    def findings(self) -> tuple[HealthFinding, ...]:
+        """Return what is wrong with this host rather than with the mesh."""
+        findings = []
+        if self._store_error is not None:
+            findings.append(
+                HealthFinding(
+                    "error", "state", f"{self._store_error}; a restart would forget what is new"
+                )
+            )
+        if self.reconciler.error is not None:
+            findings.append(
+                HealthFinding("error", "device", f"{self.reconciler.error}; trying again")
+            )
+        if self.host.mux is None:
+            findings.append(self._second_port_finding())
+        return tuple(findings)
+
+    def _second_port_finding(self) -> HealthFinding:
+        return HealthFinding(
+            "warning",
+            "one-port",
+            f"nft is missing or not allowed, so UDP port {self.host.underlay.port} must be open "
+            f"besides {self.config.port}, and is the one that joins: install nftables",
+        )
+
+
+async def _resolve(seed: str, found: dict[str, tuple[Endpoint, ...]]) -> None:
+    host, _, port = seed.rpartition(":")
+    with trio.move_on_after(RESOLVE_TIMEOUT):
+        found[seed] = await trio.to_thread.run_sync(
+            _look_up, host.strip("[]"), int(port), abandon_on_cancel=True
+        )
+
+
+def _look_up(host: str, port: int) -> tuple[Endpoint, ...]:
+    """Return the addresses of a name, none if it has none at present."""
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except OSError:
+        return ()
+    addresses = dict.fromkeys(str(info[4][0]).partition("%")[0] for info in infos)
+    return tuple(Endpoint(ip_address(address), port) for address in addresses)

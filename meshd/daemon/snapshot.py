@@ -1,0 +1,185 @@
+"""What the daemon shows of itself, read off the engine between two of its inputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meshd.control.snapshot import (
+    HealthFinding,
+    MemberSnapshot,
+    MeshSnapshot,
+    PeerSnapshot,
+    SelfSnapshot,
+)
+from meshd.gossip.claim import MemberState
+from meshd.plan.claims import usable
+from meshd.trust.grammar import ANY_TAG
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from meshd.control.snapshot import State
+    from meshd.engine.engine import Engine
+    from meshd.keys import NodeId
+    from meshd.trust.standing import Standing
+    from meshd.wg.types import PeerStatus
+
+_STATES: dict[MemberState, State] = {
+    MemberState.ALIVE: "alive",
+    MemberState.SUSPECT: "suspect",
+    MemberState.DEAD: "dead",
+    MemberState.LEFT: "left",
+}
+_REACHED = {MemberState.ALIVE, MemberState.SUSPECT}
+
+
+def mesh_snapshot(
+    engine: Engine,
+    *,
+    interface: str,
+    backend: str,
+    ready: bool,
+    uptime: float,
+    startup: Mapping[str, float],
+    findings: tuple[HealthFinding, ...],
+    wall: float,
+) -> MeshSnapshot:
+    """Return the mesh as this node sees it; `findings` are those of the daemon itself."""
+    identity = engine.identity
+    me = SelfSnapshot(
+        id=identity.node,
+        name=engine.ledger.names().get(identity.node, identity.name),
+        ipv4=engine.ipv4,
+        ipv6=identity.ipv6,
+        public_key=identity.wireguard_key.public,
+        interface=interface,
+        listen_port=engine.config.listen_port,
+        backend=backend,
+        relay=engine.config.relay,
+        ready=ready,
+        uptime=uptime,
+        version=engine.config.version,
+        startup=startup,
+    )
+    return MeshSnapshot(
+        id=identity.mesh,
+        name=identity.mesh.short,
+        me=me,
+        members=tuple(_member(engine, node, standing, wall) for node, standing in engine.others()),
+        health=(*findings, *_findings(engine)),
+    )
+
+
+def peer_snapshots(engine: Engine, wall: float) -> tuple[PeerSnapshot, ...]:
+    """Return the WireGuard device's peers, those of members in the order of their names."""
+    owners = {standing.record.wireguard_key: node for node, standing in engine.others()}
+    snapshots = [
+        PeerSnapshot(
+            public_key=key,
+            member=engine.name_of(owners[key]) if key in owners else None,
+            endpoint=peer.endpoint,
+            allowed_ips=tuple(sorted(peer.allowed_ips, key=lambda ip: (ip.version, str(ip)))),
+            persistent_keepalive=peer.persistent_keepalive,
+            handshake_age=_handshake_age(peer, wall),
+            rx_bytes=peer.rx_bytes,
+            tx_bytes=peer.tx_bytes,
+        )
+        for key, peer in engine.device.peers.items()
+    ]
+    return tuple(sorted(snapshots, key=lambda peer: (peer.member is None, peer.member or "")))
+
+
+def _member(engine: Engine, node: NodeId, standing: Standing, wall: float) -> MemberSnapshot:
+    view = engine.gossip.member(node)
+    state = MemberState.DEAD if view is None else view.state
+    peer = engine.device.peers.get(standing.record.wireguard_key)
+    return MemberSnapshot(
+        id=node,
+        name=engine.name_of(node),
+        state=_STATES[state],
+        incarnation=0 if view is None else max(0, view.incarnation),
+        ipv4=engine.addresses.get(node),
+        ipv6=engine.ipv6_of(node),
+        public_key=standing.record.wireguard_key,
+        endpoint=None if peer is None else peer.endpoint,
+        path="direct" if state in _REACHED and peer is not None and peer.endpoint else None,
+        rtt=None if view is None else view.rtt,
+        handshake_age=None if peer is None else _handshake_age(peer, wall),
+        rx_bytes=0 if peer is None else peer.rx_bytes,
+        tx_bytes=0 if peer is None else peer.tx_bytes,
+        tags=tuple(tag for tag in standing.credential.tags if tag != ANY_TAG),
+        routes=standing.routes(wall),
+        version=standing.record.version,
+    )
+
+
+def _handshake_age(peer: PeerStatus, wall: float) -> float | None:
+    if not peer.last_handshake_time:
+        return None
+    return max(0.0, wall - peer.last_handshake_time)
+
+
+def _findings(engine: Engine) -> Iterator[HealthFinding]:
+    entry, identity = engine.entry, engine.identity
+    if entry.refusal is not None:
+        yield HealthFinding("error", "refused", f"{entry.refusal}; trying on")
+    elif entry.silent:
+        yield HealthFinding(
+            "warning",
+            "no-answer",
+            f"no answer from {', '.join(entry.seeds)}: it is down, or UDP is blocked on the way, "
+            "or the secret or token is another mesh's; trying on",
+        )
+    if entry.clock_is_off:
+        assert entry.clock_skew is not None
+        yield HealthFinding(
+            "warning",
+            "clock",
+            f"this clock is {abs(entry.clock_skew):.0f} s "
+            f"{'behind' if entry.clock_skew > 0 else 'ahead of'} the seed's; set it right: tokens "
+            "and credentials expire by it",
+        )
+    if identity.chain and engine.ipv4 is None:
+        yield HealthFinding(
+            "warning",
+            "no-ipv4",
+            f"no IPv4 address is free for this node in {identity.ipv4_prefix}, or its pinned one "
+            "is another's; IPv6 works",
+        )
+    shown = engine.ledger.names().get(identity.node)
+    if shown is not None and shown != identity.name:
+        yield HealthFinding(
+            "warning",
+            "name-taken",
+            f"the name {identity.name} belongs to a member admitted earlier; this node is shown "
+            f"as {shown}",
+        )
+    yield from _findings_of_members(engine)
+
+
+def _findings_of_members(engine: Engine) -> Iterator[HealthFinding]:
+    prefix = engine.identity.ipv4_prefix
+    strangers = [
+        engine.name_of(node)
+        for node, standing in engine.others()
+        if standing.ipv4 is not None and not usable(standing.ipv4, prefix)
+    ]
+    if strangers:
+        yield HealthFinding(
+            "warning",
+            "ipv4-prefix",
+            f"{_listed(strangers)} claim addresses outside {prefix}: all nodes need the same "
+            "--ipv4-prefix",
+        )
+    conflicts = [engine.name_of(node) for node in engine.key_conflicts]
+    if conflicts:
+        yield HealthFinding(
+            "error",
+            "key-conflict",
+            f"{_listed(conflicts)} have no tunnel: their WireGuard key is also another member's",
+        )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown

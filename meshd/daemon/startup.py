@@ -1,0 +1,173 @@
+"""From configuration and state to an identity: which mesh this node is in, and as whom.
+
+| state on disk | configuration         | result                                                  |
+| ------------- | --------------------- | ------------------------------------------------------- |
+| of a mesh     | anything or nothing   | that mesh; a secret or token of another one is an error |
+| none          | `--init`              | a new mesh, founded by this node                        |
+| none          | a secret              | the mesh of that secret, by a credential of our own     |
+| none          | a token               | no member yet: the token has to be shown to a seed      |
+| none          | nothing               | a usage error that names the three ways                 |
+
+Nothing is written here before `remember`, so that a start that fails, or is refused, leaves
+nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING
+
+from meshd.codec import Fields, pack
+from meshd.engine.engine import Memory
+from meshd.engine.identity import Identity
+from meshd.errors import BadPacket, StartError, UsageError
+from meshd.keys import KEY_BYTES, BootstrapKey, MeshKey, WireGuardPrivateKey
+from meshd.store import Counter, Meta, Secret
+from meshd.trust.credential import (
+    CHAIN_LENGTH_MAX,
+    CREDENTIAL_BYTES_MAX,
+    founding_credential,
+    issue,
+)
+from meshd.trust.invite import parse_token_untrusted
+from meshd.trust.secret import derive
+
+if TYPE_CHECKING:
+    from meshd.config import Config
+    from meshd.keys import MeshId
+    from meshd.store import Store
+    from meshd.trust.invite import Token
+
+# A record's sequence is the number of starts and, below it, a count within the run (docs/adr/0003).
+SEQUENCE_SHIFT = 20
+
+FIRST_START = """\
+this machine is in no mesh yet; say how it gets into one:
+  meshd --init                                  make a new mesh
+  meshd --token-file FILE                       join with a token from `meshctl invite`
+  meshd --secret-file FILE [--seed HOST:PORT]   join, or make, the mesh of a passphrase"""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run begins with."""
+
+    identity: Identity
+    mesh_key: MeshKey | None  # only where this run has made the mesh
+    memory: Memory
+    remembered: bool  # the identity is on disk
+
+
+def begin(config: Config, store: Store, wall: float) -> Start:
+    """Decide which mesh this node is in.  Raise UsageError or StartError; nothing is written."""
+    token = _token(config)
+    keys = derive(config.secret) if config.secret is not None else None
+    mesh = store.mesh
+    if mesh is not None:
+        given = token.mesh if token is not None else keys[0].id if keys is not None else mesh
+        store.bind(given)
+        return _resume(config, store, mesh)
+    wireguard_key = WireGuardPrivateKey(os.urandom(KEY_BYTES))
+    if token is not None:
+        identity = Identity(
+            mesh=token.mesh,
+            node_key=store.node_key,
+            wireguard_key=wireguard_key,
+            bootstrap_key=token.bootstrap_key,
+            name=config.name,
+            ipv4_prefix=token.ipv4_prefix,
+            token=token,
+        )
+        return Start(identity, None, _first_memory(), remembered=False)
+    if keys is None:
+        if not config.init:
+            raise UsageError(FIRST_START)
+        keys = MeshKey(os.urandom(KEY_BYTES)), BootstrapKey(os.urandom(KEY_BYTES))
+    mesh_key, bootstrap_key = keys
+    credential = founding_credential(store.node_key.id, config.name, mesh_key.id, int(wall))
+    identity = Identity(
+        mesh=mesh_key.id,
+        node_key=store.node_key,
+        wireguard_key=wireguard_key,
+        bootstrap_key=bootstrap_key,
+        name=config.name,
+        ipv4_prefix=config.ipv4_prefix,
+        chain=(issue(credential, mesh_key, mesh_key.id),),
+    )
+    made = mesh_key if config.init and config.secret is None else None
+    return Start(identity, made, _first_memory(), remembered=False)
+
+
+def remember(store: Store, start: Start, identity: Identity) -> None:
+    """Put an identity on disk for the first time.  Raise StartError or StoreError."""
+    store.bind(identity.mesh)
+    store.save_secret(Secret.WIREGUARD_KEY, bytes(identity.wireguard_key))
+    store.save_secret(Secret.BOOTSTRAP_KEY, bytes(identity.bootstrap_key))
+    if start.mesh_key is not None:
+        store.save_secret(Secret.MESH_KEY, start.mesh_key.seed)
+    store.reserve_sequence(Counter.STARTS, 1, above=start.memory.sequence >> SEQUENCE_SHIFT)
+    store.reserve_sequence(Counter.INCARNATION, 1, above=start.memory.incarnation)
+    update(store, identity)
+
+
+def update(store: Store, identity: Identity) -> None:
+    """Keep what the mesh has granted or taught us.  Raise StoreError."""
+    store.save_meta(Meta.CHAIN, pack({1: identity.chain}))
+    store.save_meta(Meta.NAME, identity.name.encode())
+    store.save_meta(Meta.IPV4_PREFIX, str(identity.ipv4_prefix).encode())
+
+
+def _token(config: Config) -> Token | None:
+    if config.token is None:
+        return None
+    try:
+        return parse_token_untrusted(config.token)
+    except BadPacket as exc:
+        where = f"{config.token_file}: " if config.token_file is not None else ""
+        raise UsageError(f"{where}{exc.reason}") from exc
+
+
+def _first_memory() -> Memory:
+    return Memory(sequence=1 << SEQUENCE_SHIFT, incarnation=1)
+
+
+def _resume(config: Config, store: Store, mesh: MeshId) -> Start:
+    wireguard_key = store.load_secret(Secret.WIREGUARD_KEY)
+    bootstrap_key = store.load_secret(Secret.BOOTSTRAP_KEY)
+    chain = store.load_meta(Meta.CHAIN)
+    name = store.load_meta(Meta.NAME)
+    prefix = store.load_meta(Meta.IPV4_PREFIX)
+    if wireguard_key is None or bootstrap_key is None or chain is None or name is None:
+        raise StartError(
+            f"{store.path}: lacks keys of this node; move it away and join again with a token or "
+            "the secret: node.key, the identity, stays"
+        )
+    identity = Identity(
+        mesh=mesh,
+        node_key=store.node_key,
+        wireguard_key=WireGuardPrivateKey(wireguard_key),
+        bootstrap_key=BootstrapKey(bootstrap_key),
+        name=name.decode(),
+        ipv4_prefix=config.ipv4_prefix if prefix is None else IPv4Network(prefix.decode()),
+        chain=_chain(chain, store),
+    )
+    starts = store.reserve_sequence(Counter.STARTS, 1)[0]
+    memory = Memory(
+        facts=tuple(store.load_facts()),
+        sequence=starts << SEQUENCE_SHIFT,
+        incarnation=store.reserve_sequence(Counter.INCARNATION, 1)[0],
+    )
+    return Start(identity, None, memory, remembered=True)
+
+
+def _chain(stored: bytes, store: Store) -> tuple[bytes, ...]:
+    try:
+        return Fields.unpack_untrusted(stored, what="chain").blobs(
+            1, count_max=CHAIN_LENGTH_MAX, bytes_max=CREDENTIAL_BYTES_MAX
+        )
+    except BadPacket as exc:
+        raise StartError(
+            f"{store.path}: holds a credential that makes no sense; move it away and join again"
+        ) from exc

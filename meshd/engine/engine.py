@@ -1,0 +1,627 @@
+"""One node of the mesh, entire, as a state machine without IO.
+
+The engine joins four cores that know nothing of each other:
+
+    bootstrap ──"let in"──▶ ledger ──"a member is new"──▶ path ──"both kernels know"──▶ gossip
+                              ▲                            │                              │
+                              └──── facts, verified ◀──────┴──────────────────────────────┘
+
+and makes the plan from what they know.  It is driven like each of them: one input, then its
+outputs are drained (`underlay_datagrams`, `overlay_datagrams`, `next_event`), then it is left
+alone until `get_timer` or the next input.  `plan_revision` grows whenever `desired_state` gives
+something new.
+
+Rule 1: the ledger is the only judge of who is a member and what it may say; whatever comes in
+        goes there first.
+
+Rule 2: a datagram from the tunnel is from the member whose address it bears, because WireGuard
+        lets no other source through; one from the underlay is from whoever its seal proves.
+
+Rule 3: the engine decides nothing that one of the cores could decide.
+
+Times: `now` is monotonic, `wall` is the wall clock; both in seconds, both always given.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from meshd.addresses import overlay_address, overlay_prefix
+from meshd.engine import events
+from meshd.engine.admission import Admission
+from meshd.engine.entry import Entry
+from meshd.engine.handover import is_handover
+from meshd.engine.own_record import OwnRecord, RecordContent, own_claim
+from meshd.errors import BadPacket
+from meshd.gossip import events as gossip_events
+from meshd.gossip.claim import MemberState
+from meshd.gossip.config import GossipConfig
+from meshd.gossip.node import Node
+from meshd.keys import NodeId
+from meshd.path import events as path_events
+from meshd.path.agent import Agent
+from meshd.path.config import PathConfig
+from meshd.plan.claims import Claim, resolve_claims
+from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
+from meshd.trust.credential import covered, verify_chain_untrusted
+from meshd.trust.fact import FactKind
+from meshd.trust.ledger import Ledger
+from meshd.trust.record import Candidate, CandidateKind
+from meshd.underlay import DatagramType, Timer, datagram_type_untrusted
+from meshd.wg.types import DeviceStatus, Endpoint
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
+    from random import Random
+
+    from meshd.codec import IPAddress, IPNetwork
+    from meshd.engine.events import Event
+    from meshd.engine.identity import Identity
+    from meshd.plan.plan import DesiredState
+    from meshd.trust.credential import Credential
+    from meshd.trust.fact import Fact
+    from meshd.trust.standing import Standing
+    from meshd.underlay import Outgoing
+
+_STATE_EVENTS = {
+    MemberState.ALIVE: "member-alive",
+    MemberState.SUSPECT: "member-suspect",
+    MemberState.DEAD: "member-dead",
+    MemberState.LEFT: "member-left",
+}
+_LIVE = {MemberState.ALIVE, MemberState.SUSPECT}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the operator and the host decide."""
+
+    listen_port: int = 51820
+    control_port: int = 0  # 0 when meshd's datagrams share WireGuard's port
+    fwmark: int = 0
+    configured: tuple[Endpoint, ...] = ()
+    advertise: tuple[IPNetwork, ...] = ()
+    relay: bool = False
+    wanted_ipv4: IPv4Address | None = None
+    seeds: tuple[str, ...] = ()
+    version: str = ""
+    gossip: GossipConfig = field(default_factory=GossipConfig)
+    path: PathConfig = field(default_factory=PathConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a node remembers of earlier runs."""
+
+    facts: tuple[Fact, ...] = ()
+    sequence: int = 1  # the first that may be used for a record
+    incarnation: int = 0
+
+
+class Engine:
+    """See the module docstring."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        config: EngineConfig,
+        memory: Memory,
+        rng: Random,
+        now: float,
+        wall: float,
+    ) -> None:
+        """`rng` must be unpredictable outside tests: nonces and keys are made from it."""
+        self.identity = identity
+        self.config = config
+        self.ledger = Ledger(identity.mesh)
+        self.plan_revision = 0
+        self.bad_packets: Counter[str] = Counter()
+        self.device = DeviceStatus(private_key=None, listen_port=0, fwmark=0)
+        self.ipv4: IPv4Address | None = None
+        self.addresses: dict[NodeId, IPv4Address] = {}  # of all members, by their claims
+        self.key_conflicts: tuple[NodeId, ...] = ()  # members without a tunnel: see the plan
+        self._events: deque[Event] = deque()
+        self._overlay: list[tuple[bytes, IPv6Address]] = []
+        self._own = OwnRecord(sequence=memory.sequence)
+        self._local: tuple[IPAddress, ...] = ()
+        self._nodes_by_ipv6: dict[IPv6Address, NodeId] = {}
+        self._returning: set[NodeId] = set()
+        self._record_due = True
+        self.path = Agent(
+            identity.node_key,
+            identity.mesh,
+            identity.bootstrap_key,
+            config=config.path,
+            excluded=(overlay_prefix(identity.mesh), identity.ipv4_prefix),
+            rng=rng,
+            now=now,
+        )
+        for fact in memory.facts:
+            self._remember(fact, wall)
+        self.gossip = Node(
+            identity.node_key,
+            identity.mesh,
+            self.ledger,
+            config=config.gossip,
+            rng=rng,
+            now=now,
+            incarnation=memory.incarnation,
+        )
+        while self.gossip.next_event() is not None:
+            pass  # those we remember have not just joined
+        self.entry = Entry(self, rng=rng, now=now)
+        self.admission = Admission(self, rng=rng, now=now)
+        for node in self.ledger.members():
+            self._take_member(node, now)
+        self._settle(now, wall)
+
+    # Inputs
+
+    def underlay_datagram(
+        self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float, wall: float
+    ) -> None:
+        """Handle a datagram with meshd's magic, from anybody.  `local` is where it was sent to."""
+        try:
+            kind = datagram_type_untrusted(datagram)
+        except BadPacket as exc:
+            self.bad_packets[exc.reason] += 1
+            return
+        match kind:
+            case DatagramType.PATH_PROBE:
+                self.path.receive_datagram(datagram, source, local, now)
+            case DatagramType.BOOTSTRAP_REQUEST:
+                self.admission.receive_request(datagram, source, local, now)
+            case DatagramType.BOOTSTRAP_ANSWER:
+                self.entry.receive_answer(datagram, source, now)
+        self._settle(now, wall)
+
+    def overlay_datagram(
+        self, datagram: bytes, source: IPv6Address, now: float, wall: float
+    ) -> None:
+        """Handle a datagram from the tunnel of the member whose address `source` is."""
+        node = self._nodes_by_ipv6.get(source)
+        if node is None:
+            self.bad_packets["overlay source is no member"] += 1
+            return
+        if is_handover(datagram):
+            self.admission.receive_handover(datagram, node, now, wall)
+        else:
+            self.gossip.receive_datagram(datagram, node, now, wall)
+        self._settle(now, wall)
+
+    def handle_timer(self, now: float, wall: float) -> None:
+        """Do everything that is due."""
+        self.path.handle_timer(now)
+        self.gossip.handle_timer(now)
+        self.entry.handle_timer(now, wall)
+        self.admission.handle_timer(now)
+        self._settle(now, wall)
+
+    def seeds_resolved(
+        self, found: dict[str, tuple[Endpoint, ...]], now: float, wall: float
+    ) -> None:
+        """Take the addresses that the seeds' names have at present."""
+        self.entry.seeds_resolved(found, now)
+        self._settle(now, wall)
+
+    def local_changed(self, addresses: tuple[IPAddress, ...], now: float, wall: float) -> None:
+        """Take the host's underlay addresses, best first."""
+        if addresses != self._local:
+            self._local = addresses
+            self._record_due = True
+        # The record goes first: the probes towards everybody are to carry the new one.
+        self._refresh(now, wall)
+        self.path.local_changed(
+            addresses,
+            port=self.config.listen_port,
+            control_port=self.config.control_port,
+            now=now,
+        )
+        self._settle(now, wall)
+
+    def device_observed(self, device: DeviceStatus, now: float, wall: float) -> None:
+        """Take what the WireGuard device holds, after a poll or a change."""
+        self.device = device
+        for node, standing in self.others():
+            peer = device.peers.get(standing.record.wireguard_key)
+            self.path.peer_installed(node, now, installed=peer is not None)
+            if peer is not None and peer.endpoint is not None:
+                self.path.endpoint_observed(node, peer.endpoint, now)
+        self._settle(now, wall)
+
+    def ping(self, node: NodeId, now: float) -> int:
+        """Ping a member for the operator; `PingAnswered` carries the sequence returned."""
+        return self.gossip.ping(node, now)
+
+    def leave(self, now: float, wall: float) -> None:
+        """Announce our departure; `Departed` says when that is done."""
+        self.gossip.leave(now)
+        self._settle(now, wall)
+
+    def forget(self, node: NodeId, now: float, wall: float) -> None:
+        """Drop what is known of a member.  It comes back if it is alive after all."""
+        self.ledger.forget(node)
+        self.gossip.forget(node)
+        self._drop_member(node, now)
+        self._emit(events.RecordForgotten(node))
+        self._settle(now, wall)
+
+    # Outputs
+
+    def underlay_datagrams(self) -> list[Outgoing]:
+        """Take what is to be sent on the underlay."""
+        return [
+            *self.path.datagrams_to_send(),
+            *self.entry.datagrams_to_send(),
+            *self.admission.datagrams_to_send(),
+        ]
+
+    def overlay_datagrams(self) -> list[tuple[bytes, IPv6Address]]:
+        """Take what is to be sent through the tunnels, each with its member's address."""
+        datagrams, self._overlay = self._overlay, []
+        for datagram, node in self.gossip.datagrams_to_send():
+            datagrams.append((datagram, self.ipv6_of(node)))
+        return datagrams
+
+    def next_event(self) -> Event | None:
+        """Take the oldest event."""
+        return self._events.popleft() if self._events else None
+
+    def get_timer(self) -> Timer:
+        """Return the soonest deadline and its reason."""
+        timers = (
+            self.gossip.get_timer(),
+            self.path.get_timer(),
+            self.entry.get_timer(),
+            self.admission.get_timer(),
+        )
+        soonest = min((timer for timer in timers if timer is not None), key=lambda timer: timer.at)
+        return Timer(soonest.at, str(soonest.reason))
+
+    def desired_state(self) -> DesiredState:
+        """Return what the kernel should hold, by all that is known at present."""
+        plan = make_plan(
+            PlannedSelf(
+                mesh=self.identity.mesh,
+                private_key=self.identity.wireguard_key,
+                listen_port=self.config.listen_port,
+                fwmark=self.config.fwmark,
+                ipv4=self.ipv4,
+                ipv4_prefix=self.identity.ipv4_prefix,
+                ipv6=self.identity.ipv6,
+                behind_nat=self.path.behind_nat,
+            ),
+            (
+                self._planned(node, standing)
+                for node, standing in self.others()
+                if self._is_wanted(node)
+            ),
+        )
+        self.key_conflicts = plan.key_conflicts
+        return plan
+
+    # Views
+
+    def others(self) -> list[tuple[NodeId, Standing]]:
+        """Return all admitted members but ourselves, in the order of their ids."""
+        me = self.identity.node
+        return [
+            (node, standing)
+            for node, standing in self.ledger.members().items()
+            if node != me and standing.admitted
+        ]
+
+    def name_of(self, node: NodeId) -> str:
+        """Return the name a member is shown under; its short id where it has none."""
+        return self.ledger.names().get(node, node.short)
+
+    def ipv6_of(self, node: NodeId) -> IPv6Address:
+        """Return a member's overlay address."""
+        return overlay_address(self.identity.mesh, node)
+
+    @property
+    def own_credential(self) -> Credential | None:
+        """The credential that admits us; None before we have one."""
+        if not self.identity.chain:
+            return None
+        return verify_chain_untrusted(
+            self.identity.chain, self.identity.mesh, self.identity.node, self.ledger.cache
+        )[-1]
+
+    @property
+    def own_blob(self) -> bytes:
+        """Our own signed record; empty before we are admitted."""
+        return self._own.blob
+
+    @property
+    def heard_anybody(self) -> bool:
+        """Whether any member was heard through its tunnel in this run."""
+        return any(view.heard for view in self.gossip.members())
+
+    # For the parts of the engine
+
+    def emit(self, event: Event) -> None:
+        """Queue an event."""
+        self._emit(event)
+
+    def send_overlay(self, datagram: bytes, node: NodeId) -> None:
+        """Queue a datagram through a member's tunnel."""
+        self._overlay.append((datagram, self.ipv6_of(node)))
+
+    def learn(self, kind: FactKind, blob: bytes, now: float, wall: float) -> Fact | None:
+        """Take in a fact that came by other ways than gossip.  Raise BadPacket.
+
+        Returns what the ledger holds under its key from here on, None if it has no room.
+        """
+        merge = self.ledger.merge_untrusted(kind, blob, wall)
+        if merge.fact is not None and merge.changed:
+            self.gossip.fact_added(merge.fact, now)
+            self._fact_changed(merge.fact, now)
+        return merge.fact
+
+    def become(self, identity: Identity, now: float) -> None:
+        """Take on what the mesh has granted or taught us."""
+        if identity == self.identity:
+            return
+        self.identity = identity
+        self.path.exclude((overlay_prefix(identity.mesh), identity.ipv4_prefix), now)
+        self._record_due = True
+        self._emit(events.Admitted(identity))
+
+    # Settling: the events of each core are inputs of the others
+
+    def _settle(self, now: float, wall: float) -> None:
+        busy = True
+        while busy:
+            busy = False
+            while (gossip_event := self.gossip.next_event()) is not None:
+                self._on_gossip(gossip_event, now)
+                busy = True
+            while (path_event := self.path.next_event()) is not None:
+                self._on_path(path_event, now, wall)
+                busy = True
+            busy = self.entry.settle(now, wall) or busy
+            busy = self.admission.settle(now, wall) or busy
+            busy = self._refresh(now, wall) or busy
+
+    def _on_gossip(self, event: gossip_events.Event, now: float) -> None:
+        match event:
+            case gossip_events.MemberJoined(node):
+                self._notice("member-joined", node, "joined the mesh")
+            case gossip_events.MemberRemoved(node):
+                self._drop_member(node, now)
+            case gossip_events.MemberStateChanged(node, _, after, incarnation, reason):
+                self._on_state(node, after, incarnation, reason, now)
+            case gossip_events.PathFault(node, via):
+                self._notice(
+                    "path-fault",
+                    node,
+                    f"does not answer directly, but does by way of {self.name_of(via)}",
+                    via=self.name_of(via),
+                )
+                self.path.peer_suspect(node, now)
+            case gossip_events.FactLearned(fact, _):
+                self._fact_changed(fact, now)
+            case gossip_events.EquivocationSeen(fact, _):
+                self._equivocation(NodeId(fact.key))
+            case gossip_events.IncarnationRaised(incarnation):
+                self._emit(events.IncarnationRaised(incarnation))
+            case gossip_events.PingAnswered(node, sequence, rtt):
+                self._emit(events.PingAnswered(node, sequence, rtt))
+            case gossip_events.LeaveAnnounced():
+                self._emit(events.Departed())
+            case gossip_events.BadPacketReceived(_, reason):
+                self.bad_packets[reason] += 1
+            case gossip_events.Heard():
+                pass  # what follows from it, a change of state, is an event of its own
+
+    def _on_state(
+        self, node: NodeId, after: MemberState, incarnation: int, reason: str, now: float
+    ) -> None:
+        self._notice(_STATE_EVENTS[after], node, reason, incarnation=incarnation)
+        if after is MemberState.ALIVE:
+            self._returning.discard(node)
+        elif after is not MemberState.LEFT:
+            self.path.peer_suspect(node, now)
+        self._replan()
+
+    def _on_path(self, event: path_events.Event, now: float, wall: float) -> None:
+        match event:
+            case path_events.EndpointSelected(node, endpoint, _, before, reason):
+                self._notice(
+                    "path-changed",
+                    node,
+                    f"is reached at {endpoint}: {reason}",
+                    path="direct",
+                    endpoint=str(endpoint),
+                    before=None if before is None else str(before),
+                )
+                self._replan()
+            case path_events.PeerReady(node):
+                self.gossip.contact(node, now)
+            case path_events.RecordReceived(blob, source):
+                self._on_record(blob, source, now, wall)
+            case path_events.ReflexiveChanged():
+                self._record_due = True
+                self._replan()
+            case path_events.ReflexiveAddress():
+                pass  # one witness; `ReflexiveChanged` says when it is believed
+            case path_events.BadPacketReceived(_, reason):
+                self.bad_packets[reason] += 1
+
+    def _on_record(self, blob: bytes, source: NodeId, now: float, wall: float) -> None:
+        """Judge a record that came in a probe, and let its sender in if it is a member's."""
+        try:
+            self.learn(FactKind.RECORD, blob, now, wall)
+        except BadPacket as exc:
+            self.bad_packets[exc.reason] += 1
+            return
+        view = self.gossip.member(source)
+        if view is not None and view.state is MemberState.LEFT:
+            # It has come back, and can say so only through a tunnel.
+            self._returning.add(source)
+            self._replan()
+        self._take_member(source, now)
+
+    # Facts
+
+    def _remember(self, fact: Fact, wall: float) -> None:
+        try:
+            self.ledger.merge_untrusted(fact.kind, fact.blob, wall)
+        except BadPacket as exc:
+            # A damaged row: others have it, and whatever verifies is as good as ever.
+            self.bad_packets[f"from our own disk: {exc.reason}"] += 1
+
+    def _fact_changed(self, fact: Fact, now: float) -> None:
+        self._emit(events.FactChanged(fact))
+        if fact.kind is FactKind.RECORD:
+            self._take_member(NodeId(fact.key), now)
+        else:
+            # A revocation, or an invite that was used twice: anybody's standing may have changed.
+            for node in self.ledger.members():
+                self._take_member(node, now)
+        self._record_due = True
+        self._replan()
+
+    def _take_member(self, node: NodeId, now: float) -> None:
+        """Act on what the ledger holds of a node."""
+        standing = self.ledger.standing(node)
+        if node == self.identity.node:
+            if standing is not None and standing.blob != self._own.blob:
+                # From a later life of ours than our disk remembers, or from a clone.
+                self._own.outrun(standing.record.sequence)
+                self._emit(events.SequenceOutrun(standing.record.sequence))
+                self._record_due = True
+        elif standing is not None and standing.admitted:
+            self._nodes_by_ipv6[self.ipv6_of(node)] = node
+            record = standing.record
+            self.path.update_peer(node, record.candidates, sequence=record.sequence, now=now)
+        else:
+            self._drop_member(node, now)
+
+    def _drop_member(self, node: NodeId, now: float) -> None:
+        self._nodes_by_ipv6.pop(self.ipv6_of(node), None)
+        self._returning.discard(node)
+        self.path.remove_peer(node, now)
+        self._replan()
+
+    def _equivocation(self, node: NodeId) -> None:
+        self._notice(
+            "identity-cloned",
+            node,
+            "two different records with one sequence number: its keys are in use twice; "
+            "give one of the machines a state directory of its own",
+        )
+
+    # What we say of ourselves
+
+    def _refresh(self, now: float, wall: float) -> bool:
+        """Sign and spread a new record if there is anything new to say."""
+        if not self._record_due:
+            return False
+        self._record_due = False
+        self._resolve_addresses()
+        credential = self.own_credential
+        if credential is None or not self._own.update(self.identity, self._content(credential)):
+            return False
+        fact = self.learn(FactKind.RECORD, self._own.blob, now, wall)
+        assert fact is not None, "there is room for our own record"
+        self.path.record_changed(self._own.blob, self._own.sequence)
+        return True
+
+    def _content(self, credential: Credential) -> RecordContent:
+        config = self.config
+        kinds = (
+            (CandidateKind.CONFIGURED, config.configured, 0),
+            (
+                CandidateKind.HOST,
+                tuple(Endpoint(address, config.listen_port) for address in self._local),
+                config.control_port,
+            ),
+            (CandidateKind.REFLEXIVE, self.path.reflexive, 0),
+        )
+        candidates = (
+            Candidate(kind, endpoint.address, endpoint.port, control_port)
+            for kind, endpoints, control_port in kinds
+            for endpoint in endpoints
+        )
+        return RecordContent(
+            candidates=tuple(candidates),
+            ipv4=self.ipv4,
+            routes=tuple(r for r in config.advertise if covered(r, credential.routes)),
+            relay=config.relay and credential.relay,
+            version=config.version,
+        )
+
+    def _resolve_addresses(self) -> None:
+        """Decide all members' IPv4 addresses, and claim another one if ours is lost."""
+        prefix = self.identity.ipv4_prefix
+        claims = [
+            Claim(node, standing.ipv4, standing.pinned, standing.credential.admitted_at)
+            for node, standing in self.others()
+            if standing.ipv4 is not None
+        ]
+        before = self.ipv4
+        credential = self.own_credential
+        if credential is not None:
+            own = own_claim(
+                credential,
+                claims,
+                prefix=prefix,
+                wanted=(before, self.config.wanted_ipv4, self._remembered_ipv4()),
+            )
+            self.ipv4 = None if own is None else own.address
+            if own is not None:
+                claims.append(own)
+            if before is not None and before != self.ipv4:
+                self._notice(
+                    "address-changed",
+                    None,
+                    f"our IPv4 address {before} belongs to a member admitted earlier; "
+                    f"ours is {self.ipv4}",
+                )
+        self.addresses = resolve_claims(claims, prefix)
+        if before != self.ipv4:
+            self._replan()
+
+    def _remembered_ipv4(self) -> IPv4Address | None:
+        standing = self.ledger.standing(self.identity.node)
+        return None if standing is None else standing.record.ipv4
+
+    # Plan
+
+    def _planned(self, node: NodeId, standing: Standing) -> PlannedMember:
+        view = self.gossip.member(node)
+        return PlannedMember(
+            node=node,
+            admitted_at=standing.credential.admitted_at,
+            wireguard_key=standing.record.wireguard_key,
+            next_wireguard_key=standing.record.next_wireguard_key,
+            ipv4=self.addresses.get(node),
+            ipv6=self.ipv6_of(node),
+            live=view is not None and view.state in _LIVE,
+            endpoint=self.path.endpoint(node),
+        )
+
+    def _is_wanted(self, node: NodeId) -> bool:
+        """Whether a member has a peer entry: those that left have none, until they return."""
+        view = self.gossip.member(node)
+        left = view is not None and view.state is MemberState.LEFT
+        return not left or node in self._returning
+
+    def _replan(self) -> None:
+        self.plan_revision += 1
+
+    # Events
+
+    def _notice(
+        self, event: str, node: NodeId | None, message: str, **details: str | float | None
+    ) -> None:
+        name = None if node is None else self.name_of(node)
+        self._emit(events.Notice(event, message, node, name, details))
+
+    def _emit(self, event: Event) -> None:
+        self._events.append(event)

@@ -1,0 +1,103 @@
+"""What the engine tells the daemon.  The daemon logs, persists, shows and obeys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meshd.engine.identity import Identity
+    from meshd.keys import NodeId
+    from meshd.trust.fact import Fact
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something an operator cares about: a log line and an entry in `meshctl events`."""
+
+    event: str  # constant, in kebab case
+    message: str
+    member: NodeId | None = None
+    name: str | None = None
+    details: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The mesh has let us in, or taught us its settings: persist the identity."""
+
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedByMesh:
+    """A member that holds the bootstrap key has refused us.  A final refusal will not pass."""
+
+    text: str
+    seed: str
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveSeeds:
+    """The seeds' names should be looked up (again)."""
+
+    seeds: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FactChanged:
+    """A fact is new or newer: persist it."""
+
+    fact: Fact
+
+
+@dataclass(frozen=True, slots=True)
+class RecordForgotten:
+    """A member's record was dropped: delete it."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class IncarnationRaised:
+    """Our own incarnation has grown: persist it."""
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutrun:
+    """Our record has a higher sequence elsewhere than here: persist it, and go on above it."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class PingAnswered:
+    """The operator's ping came back."""
+
+    node: NodeId
+    sequence: int
+    rtt: float
+
+
+@dataclass(frozen=True, slots=True)
+class Departed:
+    """Our departure has been announced; the interface may go."""
+
+
+Event: TypeAlias = (
+    Notice
+    | Admitted
+    | RefusedByMesh
+    | ResolveSeeds
+    | FactChanged
+    | RecordForgotten
+    | IncarnationRaised
+    | SequenceOutrun
+    | PingAnswered
+    | Departed
+)

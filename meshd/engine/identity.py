@@ -1,0 +1,38 @@
+"""Who this node is, and what it holds to prove it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from meshd.addresses import overlay_address
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Address
+
+    from meshd.keys import BootstrapKey, MeshId, NodeId, NodeKey, WireGuardPrivateKey
+    from meshd.trust.invite import Token
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A node in one mesh.  Without a chain it is no member yet, and must show its token."""
+
+    mesh: MeshId
+    node_key: NodeKey
+    wireguard_key: WireGuardPrivateKey
+    bootstrap_key: BootstrapKey
+    name: str
+    ipv4_prefix: IPv4Network
+    chain: tuple[bytes, ...] = ()
+    token: Token | None = None
+
+    @property
+    def node(self) -> NodeId:
+        """The node's own id."""
+        return self.node_key.id
+
+    @property
+    def ipv6(self) -> IPv6Address:
+        """The node's overlay address."""
+        return overlay_address(self.mesh, self.node)
