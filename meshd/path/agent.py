@@ -294,7 +294,8 @@ class Agent:
         self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
     ) -> None:
         sealed = self._sealer.open_sender_untrusted(datagram)
-        if sealed.nonce in self._replays:
+        mark = sealed.sender + sealed.nonce
+        if mark in self._replays:
             self._counts["replayed"] += 1
             return
         peer = self._peers.get(sealed.sender)
@@ -302,7 +303,7 @@ class Agent:
             self._counts["strangers_dropped"] += 1
             return
         probe = self._sealer.open_probe_untrusted(sealed)
-        self._replays.add(sealed.nonce)
+        self._replays.add(mark)
         if not self._usable(source):
             raise BadPacket("probe from an impossible address")
         if peer is None:

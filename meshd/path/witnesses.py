@@ -53,9 +53,9 @@ class OwnAddresses:
         """Take the addresses of this host; what was believed is kept until `settles_at`."""
         self._local = frozenset(local)
         self._reports.clear()
-        self._settles_at = settles_at
-        if self.reflexive or self.behind_nat:
-            self.due_at = settles_at
+        settling = bool(self.reflexive) or self.behind_nat
+        self._settles_at = settles_at if settling else -math.inf
+        self.due_at = settles_at if settling else None
 
     def report(self, by: NodeId, endpoint: Endpoint) -> bool:
         """Take a report.  Return whether it is news."""

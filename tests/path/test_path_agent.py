@@ -1,0 +1,891 @@
+"""The agent against a scripted peer: what it does, and what nothing can make it do."""
+
+from ipaddress import ip_address
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshd.codec import host_network
+from meshd.errors import BadPacket
+from meshd.keys import BootstrapKey, NodeKey
+from meshd.path.agent import ANSWERS_BURST_MAX, ANSWERS_PER_SECOND_MAX
+from meshd.path.candidates import PathClass
+from meshd.path.config import PathConfig
+from meshd.path.events import (
+    BadPacketReceived,
+    EndpointSelected,
+    PeerReady,
+    RecordReceived,
+    ReflexiveAddress,
+)
+from meshd.path.peer import OBSERVED_MAX, OBSERVED_UNANSWERED_MAX
+from meshd.path.strangers import PARKED_LIFETIME, PARKED_MAX, STRANGERS_BURST_MAX
+from meshd.path.wire import ProbeType
+from meshd.trust.record import Candidate, CandidateKind
+from meshd.wg.types import Endpoint
+from path.world import (
+    OVERLAY,
+    A,
+    B,
+    C,
+    D,
+    Scripted,
+    endpoint,
+    events_of,
+    host,
+    new_agent,
+    record_of,
+)
+
+HERE = ip_address("203.0.113.1")
+B_LAN = host("192.168.1.2")
+B_PUBLIC = host("203.0.113.2")
+AT_LAN = endpoint("192.168.1.2")
+AT_PUBLIC = endpoint("203.0.113.2")
+ELSEWHERE = endpoint("198.51.100.66", 4444)
+CONFIG = PathConfig(backoff_jitter=0.0)
+
+
+def agent_and_peer(*candidates, now=0.0, key=B):
+    agent = new_agent(A, config=CONFIG, local=["203.0.113.1"])
+    agent.update_peer(key.id, candidates or (B_PUBLIC,), sequence=1, now=now)
+    return agent, Scripted(key)
+
+
+def sent(agent, peer):
+    """Take what the agent sends to a peer: (target, probe)."""
+    return [(out.target, peer.open(out.datagram)) for out in agent.datagrams_to_send()]
+
+
+def pings(agent, peer):
+    return [(to, probe) for to, probe in sent(agent, peer) if probe.type is ProbeType.PING]
+
+
+def asked(agent, peer, now):
+    agent.handle_timer(now)
+    return pings(agent, peer)
+
+
+def answer(agent, peer, ping, source, now, *, observed=None, **flags):
+    observed = observed or Endpoint(HERE, 51820)
+    agent.receive_datagram(peer.pong(ping, A, observed=observed, **flags), source, HERE, now)
+
+
+def made_ready(agent, peer, source=AT_PUBLIC, now=0.0):
+    agent.peer_installed(peer.key.id, now)
+    for target, ping in [*pings(agent, peer), *asked(agent, peer, now)]:
+        if target == source:
+            answer(agent, peer, ping, source, now + 0.01)
+            break
+    assert agent.view(peer.key.id).ready
+    agent.datagrams_to_send()
+    return events_of(agent)
+
+
+def run_timers(agent, peer, until):
+    """Return the instants and targets of all pings until then, none of them answered."""
+    log = []
+    while (timer := agent.get_timer()) is not None and timer.at <= until:
+        log += [(timer.at, target) for target, _ in asked(agent, peer, timer.at)]
+    return log
+
+
+# Proof
+
+
+def test_an_endpoint_is_selected_by_a_pong_and_by_nothing_before():
+    agent, peer = agent_and_peer()
+    ((target, ping),) = asked(agent, peer, 0.0)
+    assert target == AT_PUBLIC
+    assert agent.endpoint(B.id) is None
+    assert events_of(agent) == []
+
+    answer(agent, peer, ping, AT_PUBLIC, 0.02)
+
+    assert agent.endpoint(B.id) == AT_PUBLIC
+    assert events_of(agent)[0] == EndpointSelected(
+        B.id, AT_PUBLIC, PathClass.HOST, None, "first answer"
+    )
+
+
+def test_a_pong_from_another_address_proves_nothing():
+    agent, peer = agent_and_peer()
+    ((_, ping),) = asked(agent, peer, 0.0)
+
+    answer(agent, peer, ping, ELSEWHERE, 0.02)
+
+    assert agent.endpoint(B.id) is None
+    assert events_of(agent) == []
+    assert agent.statistics().pongs_unasked == 1
+
+
+def test_a_pong_for_another_transaction_proves_nothing():
+    agent, peer = agent_and_peer(B_PUBLIC, B_LAN)
+    by_target = dict(asked(agent, peer, 0.0))
+
+    answer(agent, peer, by_target[AT_LAN], AT_PUBLIC, 0.02)
+
+    assert agent.endpoint(B.id) is None
+    assert agent.statistics().pongs_unasked == 1
+
+
+def test_a_pong_counts_once():
+    agent, peer = agent_and_peer()
+    ((_, ping),) = asked(agent, peer, 0.0)
+    answer(agent, peer, ping, AT_PUBLIC, 0.02)
+    agent.peer_suspect(B.id, 2.0)
+
+    answer(agent, peer, ping, AT_PUBLIC, 2.1)
+
+    assert not agent.view(B.id).proven
+    assert agent.statistics().pongs_unasked == 1
+
+
+def test_a_pong_that_took_too_long_proves_nothing():
+    agent, peer = agent_and_peer()
+    ((_, ping),) = asked(agent, peer, 0.0)
+
+    answer(agent, peer, ping, AT_PUBLIC, CONFIG.transaction_lifetime + 0.1)
+
+    assert agent.endpoint(B.id) is None
+
+
+def test_a_pong_of_another_member_proves_nothing():
+    agent, peer = agent_and_peer()
+    agent.update_peer(C.id, [host("203.0.113.3")], sequence=1, now=0.0)
+    agent.handle_timer(0.0)
+    to_b = next(o for o in agent.datagrams_to_send() if o.target == AT_PUBLIC)
+
+    answer(agent, Scripted(C), peer.open(to_b.datagram), AT_PUBLIC, 0.02)
+
+    assert agent.endpoint(B.id) is None
+    assert agent.endpoint(C.id) is None
+
+
+def test_a_question_asked_before_the_demand_is_no_proof_after_it():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+    agent.peer_suspect(B.id, 2.0)
+    ((_, before),) = asked(agent, peer, 2.0)
+    agent.local_changed([ip_address("203.0.113.9")], port=51820, control_port=0, now=2.05)
+
+    answer(agent, peer, before, AT_PUBLIC, 2.06)
+
+    assert not agent.view(B.id).proven
+
+
+# Ready
+
+
+def test_a_peer_is_ready_when_each_has_the_other_in_its_kernel():
+    agent, peer = agent_and_peer()
+    ((_, ping),) = asked(agent, peer, 0.0)
+    answer(agent, peer, ping, AT_PUBLIC, 0.02, installed=True)
+    assert not agent.view(B.id).ready
+
+    events_of(agent)
+    agent.peer_installed(B.id, 0.03)
+
+    assert events_of(agent) == [PeerReady(B.id, pytest.approx(0.02))]
+    assert [probe.installed for _, probe in pings(agent, peer)] == [True]
+
+
+def test_a_ping_that_says_installed_is_asked_back_not_believed():
+    agent, peer = agent_and_peer()
+    agent.peer_installed(B.id, 0.0)
+    ((_, ping),) = pings(agent, peer)
+    answer(agent, peer, ping, AT_PUBLIC, 0.02, installed=False)
+    agent.datagrams_to_send()
+    events_of(agent)
+
+    agent.receive_datagram(peer.ping(A, installed=True), AT_PUBLIC, HERE, 0.2)
+
+    assert not agent.view(B.id).ready
+    ((_, back),) = pings(agent, peer)
+    answer(agent, peer, back, AT_PUBLIC, 0.22, installed=True)
+    assert events_of(agent) == [PeerReady(B.id, pytest.approx(0.02))]
+
+
+def test_a_peer_that_has_lost_us_is_no_longer_ready_and_comes_back():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+
+    agent.receive_datagram(peer.ping(A, installed=False), AT_PUBLIC, HERE, 5.0)
+    ((_, back),) = pings(agent, peer)
+    answer(agent, peer, back, AT_PUBLIC, 5.01, installed=False)
+    assert not agent.view(B.id).ready
+
+    agent.receive_datagram(peer.ping(A, installed=True), AT_PUBLIC, HERE, 5.2)
+    ((_, back),) = pings(agent, peer)
+    answer(agent, peer, back, AT_PUBLIC, 5.21, installed=True)
+    assert PeerReady(B.id, pytest.approx(0.01)) in events_of(agent)
+
+
+def test_where_all_is_well_there_is_no_timer():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+
+    assert agent.get_timer() is None
+
+
+# Choice
+
+
+def test_the_lan_is_used_even_when_it_answers_last():
+    agent, peer = agent_and_peer(B_PUBLIC, B_LAN)
+    by_target = dict(asked(agent, peer, 0.0))
+
+    answer(agent, peer, by_target[AT_PUBLIC], AT_PUBLIC, 0.01)
+    answer(agent, peer, by_target[AT_LAN], AT_LAN, 0.02)
+
+    assert agent.endpoint(B.id) == AT_LAN
+    assert [e.reason for e in events_of(agent) if isinstance(e, EndpointSelected)] == [
+        "first answer",
+        "better path",
+    ]
+
+
+def test_the_lan_is_asked_a_few_times_more_when_its_first_answer_is_lost():
+    agent, peer = agent_and_peer(B_PUBLIC, B_LAN)
+    made_ready(agent, peer)
+
+    log = run_timers(agent, peer, 60.0)
+
+    assert {target for _, target in log} == {AT_LAN}
+    assert 1 <= len(log) <= CONFIG.upgrade_attempts_max
+
+
+def test_the_address_in_use_is_kept_while_it_answers():
+    agent, peer = agent_and_peer(B_PUBLIC, host("203.0.113.20"))
+    made_ready(agent, peer)
+    agent.peer_suspect(B.id, 5.0)
+    by_target = dict(asked(agent, peer, 5.0))
+
+    answer(agent, peer, by_target[endpoint("203.0.113.20")], endpoint("203.0.113.20"), 5.01)
+    assert agent.endpoint(B.id) == AT_PUBLIC
+    answer(agent, peer, by_target[AT_PUBLIC], AT_PUBLIC, 5.05)
+
+    run_timers(agent, peer, 20.0)
+    assert agent.endpoint(B.id) == AT_PUBLIC
+
+
+def test_the_address_in_use_is_left_when_it_is_silent_and_another_answers():
+    agent, peer = agent_and_peer(B_PUBLIC, host("203.0.113.20"))
+    made_ready(agent, peer)
+    agent.peer_suspect(B.id, 5.0)
+    by_target = dict(asked(agent, peer, 5.0))
+    answer(agent, peer, by_target[endpoint("203.0.113.20")], endpoint("203.0.113.20"), 5.01)
+
+    run_timers(agent, peer, 5.0 + CONFIG.selection_grace)
+
+    assert agent.endpoint(B.id) == endpoint("203.0.113.20")
+
+
+def test_a_silent_path_is_kept_while_there_is_no_other():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+    agent.peer_suspect(B.id, 5.0)
+
+    run_timers(agent, peer, 120.0)
+
+    assert agent.endpoint(B.id) == AT_PUBLIC
+    assert events_of(agent) == []
+
+
+def test_a_record_that_drops_the_address_in_use_has_the_others_asked_at_once():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+
+    agent.update_peer(B.id, [host("203.0.113.20")], sequence=2, now=5.0)
+    by_target = dict(asked(agent, peer, 5.0))
+    assert set(by_target) == {AT_PUBLIC, endpoint("203.0.113.20")}
+    answer(agent, peer, by_target[endpoint("203.0.113.20")], endpoint("203.0.113.20"), 5.01)
+
+    assert agent.endpoint(B.id) == endpoint("203.0.113.20")
+
+
+def test_an_observed_source_is_reached_back():
+    agent, peer = agent_and_peer(host("10.0.0.9"))
+
+    agent.receive_datagram(peer.ping(A), ELSEWHERE, HERE, 1.0)
+    outgoing = agent.datagrams_to_send()
+    assert [(o.target, o.source) for o in outgoing] == [(ELSEWHERE, HERE)] * 2
+    ping = peer.open(outgoing[1].datagram)
+    answer(agent, peer, ping, ELSEWHERE, 1.02)
+
+    assert agent.endpoint(B.id) == ELSEWHERE
+
+
+def test_a_peer_heard_from_elsewhere_has_its_path_questioned():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+
+    agent.receive_datagram(peer.ping(A), ELSEWHERE, HERE, 5.0)
+    ((target, ping),) = pings(agent, peer)
+    assert target == ELSEWHERE
+    answer(agent, peer, ping, ELSEWHERE, 5.02)
+    assert agent.endpoint(B.id) == AT_PUBLIC
+    log = run_timers(agent, peer, 5.0 + CONFIG.selection_grace)
+
+    assert AT_PUBLIC in {target for _, target in log}
+    assert agent.endpoint(B.id) == ELSEWHERE
+
+
+# Addresses that must not be used
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        host("100.64.3.4"),
+        host(str(OVERLAY[0].network_address + 9)),
+        host("127.0.0.1"),
+        host("::1"),
+        host("224.0.0.5"),
+        host("ff02::1"),
+        host("0.0.0.0"),
+        host("::"),
+        host("fe80::1"),
+        host("255.255.255.255"),
+        host("192.0.2.5", port=0),
+        host("203.0.113.1"),  # ourselves
+    ],
+    ids=lambda candidate: f"{candidate.address}:{candidate.port}",
+)
+def test_a_bad_candidate_is_never_probed_nor_selected(candidate):
+    agent, peer = agent_and_peer(candidate)
+    bad = Endpoint(candidate.address, candidate.port)
+
+    assert run_timers(agent, peer, 60.0) == []
+    agent.endpoint_observed(B.id, bad, 61.0)
+    agent.receive_datagram(peer.ping(A), bad, HERE, 62.0)
+    run_timers(agent, peer, 120.0)
+
+    assert agent.endpoint(B.id) is None
+    assert agent.datagrams_to_send() == []
+
+
+def test_an_address_that_becomes_the_overlays_own_is_given_up():
+    agent, peer = agent_and_peer(B_LAN, B_PUBLIC)
+    made_ready(agent, peer, source=AT_LAN)
+
+    agent.exclude([*OVERLAY, host_network(AT_LAN.address)], 5.0)
+
+    assert agent.endpoint(B.id) is None
+    assert {target for target, _ in asked(agent, peer, 5.0)} == {AT_PUBLIC}
+
+
+# Strangers and replays
+
+
+def test_a_stranger_is_answered_only_once_its_record_is_verified():
+    agent = new_agent(A, local=["203.0.113.1"])
+    stranger = Scripted(C)
+    blob = record_of(C, host("203.0.113.3"))
+    source = endpoint("203.0.113.3")
+
+    agent.receive_datagram(stranger.ping(A, record=blob), source, HERE, 1.0)
+    assert events_of(agent) == [RecordReceived(blob, C.id)]
+    assert agent.datagrams_to_send() == []
+    assert agent.view(C.id) is None
+    assert agent.get_timer() is None
+
+    agent.update_peer(C.id, [host("203.0.113.3")], sequence=1, now=1.01)
+
+    (pong, ping) = agent.datagrams_to_send()
+    assert (pong.target, pong.source) == (source, HERE)
+    assert stranger.open(pong.datagram).type is ProbeType.PONG
+    assert stranger.open(ping.datagram).type is ProbeType.PING
+
+
+def test_a_stranger_whose_record_is_refused_is_forgotten():
+    agent = new_agent(A, local=["203.0.113.1"])
+    stranger = Scripted(C)
+    agent.receive_datagram(stranger.ping(A, record=b"junk"), ELSEWHERE, HERE, 1.0)
+
+    agent.update_peer(C.id, [host("203.0.113.3")], sequence=1, now=1.0 + PARKED_LIFETIME)
+
+    assert agent.datagrams_to_send() == []
+
+
+def test_a_record_of_a_known_peer_is_passed_up_and_changes_nothing_by_itself():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+    before = agent.view(B.id)
+    blob = record_of(B, host("198.51.100.7"), sequence=2)
+
+    agent.receive_datagram(peer.ping(A, sequence=2, record=blob), AT_PUBLIC, HERE, 5.0)
+
+    assert events_of(agent) == [RecordReceived(blob, B.id)]
+    assert agent.view(B.id) == before
+
+
+def test_a_replayed_ping_changes_nothing_and_is_counted():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+    datagram = peer.ping(A)
+    agent.receive_datagram(datagram, AT_PUBLIC, HERE, 5.0)
+    agent.datagrams_to_send()
+    before = agent.view(B.id)
+
+    for at in range(100):
+        agent.receive_datagram(datagram, ELSEWHERE, HERE, 6.0 + at)
+
+    assert agent.datagrams_to_send() == []
+    assert events_of(agent) == []
+    assert agent.view(B.id) == before
+    assert agent.statistics().replayed == 100
+
+
+def test_a_replay_older_than_the_guard_remembers_moves_no_endpoint():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+
+    # To an agent that has forgotten it, an old ping looks like this.
+    agent.receive_datagram(peer.ping(A, record=record_of(B)), ELSEWHERE, HERE, 5.0)
+    run_timers(agent, peer, 60.0)
+
+    assert agent.endpoint(B.id) == AT_PUBLIC
+    assert not [event for event in events_of(agent) if isinstance(event, EndpointSelected)]
+
+
+def test_an_unproven_source_draws_few_datagrams_none_longer_than_its_own():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+    datagram = peer.ping(A)
+
+    agent.receive_datagram(datagram, ELSEWHERE, HERE, 5.0)
+    drawn = [o for o in agent.datagrams_to_send() if o.target == ELSEWHERE]
+    while (timer := agent.get_timer()) is not None and timer.at < 3600.0:
+        agent.handle_timer(timer.at)
+        drawn += [o for o in agent.datagrams_to_send() if o.target == ELSEWHERE]
+
+    assert len(drawn) <= 1 + OBSERVED_UNANSWERED_MAX
+    assert all(len(o.datagram) <= len(datagram) for o in drawn)
+
+
+def test_nobody_without_the_bootstrap_key_gets_an_answer():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+    foreign = Scripted(B, bootstrap_key=BootstrapKey(b"\x07" * 32)).ping(A)
+    genuine = peer.ping(A)
+    attempts = [b"", b"mesh", b"mesh\x03", foreign, Random(1).randbytes(1200)]
+    attempts += [b"mesh" + bytes([kind]) + bytes(200) for kind in range(256)]
+    attempts += [genuine[:length] for length in range(len(genuine))]
+    for position in range(len(genuine)):
+        attempts.append(bytearray(genuine))
+        attempts[-1][position] ^= 0x10
+    before = agent.view(B.id)
+
+    for attempt in attempts:
+        agent.receive_datagram(bytes(attempt), AT_PUBLIC, HERE, 5.0)
+
+    assert agent.datagrams_to_send() == []
+    assert agent.view(B.id) == before
+    assert {type(event) for event in events_of(agent)} == {BadPacketReceived}
+    assert agent.statistics().bad_packets == len(attempts)
+
+
+@given(st.lists(st.binary(max_size=300), max_size=20))
+def test_arbitrary_bytes_draw_no_answer(datagrams):
+    agent, _ = agent_and_peer()
+    for datagram in datagrams:
+        agent.receive_datagram(datagram, AT_PUBLIC, HERE, 1.0)
+        agent.receive_datagram(b"mesh\x03" + datagram, AT_PUBLIC, HERE, 1.0)
+
+    assert agent.datagrams_to_send() == []
+
+
+# Bounds
+
+
+def test_a_flood_of_one_member_is_answered_within_bounds():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+
+    for n in range(1000):
+        agent.receive_datagram(peer.ping(A), AT_PUBLIC, HERE, 5.0 + n / 1000)
+
+    answers = len(agent.datagrams_to_send())
+    assert answers <= ANSWERS_BURST_MAX + ANSWERS_PER_SECOND_MAX
+    assert agent.statistics().limited == 1000 - answers
+
+
+def test_a_flood_of_one_member_does_not_keep_another_from_its_answer():
+    agent, peer = agent_and_peer()
+    agent.update_peer(C.id, [host("203.0.113.3")], sequence=1, now=0.0)
+    for _ in range(1000):
+        agent.receive_datagram(peer.ping(A), AT_PUBLIC, HERE, 5.0)
+    agent.datagrams_to_send()
+
+    agent.receive_datagram(Scripted(C, seed=5).ping(A), endpoint("203.0.113.3"), HERE, 5.0)
+
+    assert endpoint("203.0.113.3") in {o.target for o in agent.datagrams_to_send()}
+
+
+def test_a_flood_of_strangers_is_bounded():
+    agent = new_agent(A, local=["203.0.113.1"])
+    for n in range(STRANGERS_BURST_MAX + 50):
+        stranger = Scripted(NodeKey(n.to_bytes(32, "big")), seed=n)
+        agent.receive_datagram(stranger.ping(A, record=b"x"), ELSEWHERE, HERE, 1.0)
+
+    assert len(events_of(agent)) == STRANGERS_BURST_MAX
+    assert len(agent._strangers) <= PARKED_MAX
+    assert agent.statistics().strangers_dropped == 50
+    assert agent.datagrams_to_send() == []
+
+
+def test_a_member_that_pings_from_everywhere_fills_no_table():
+    agent, peer = agent_and_peer()
+    for n in range(200):
+        source = Endpoint(ip_address("198.51.100.1"), 1000 + n)
+        agent.receive_datagram(peer.ping(A), source, HERE, float(n))
+
+    assert len(agent.view(B.id).pairs) <= 1 + OBSERVED_MAX + 1
+
+
+# Pauses
+
+
+def test_pauses_grow_to_ten_seconds_and_after_ten_minutes_to_sixty():
+    agent, peer = agent_and_peer()
+
+    instants = [at for at, _ in run_timers(agent, peer, 900.0)]
+
+    gaps = [round(b - a, 6) for a, b in pairwise(instants)]
+    assert gaps[:8] == [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 10.0]
+    assert gaps[8:] == sorted(gaps[8:])
+    assert gaps[-3:] == [60.0] * 3
+    assert sum(gap == 60.0 for gap in gaps) == 4
+
+
+def test_jitter_only_shortens_pauses():
+    agent = new_agent(A, local=["203.0.113.1"], seed=3)
+    peer = Scripted(B)
+    agent.update_peer(B.id, [B_PUBLIC], sequence=1, now=0.0)
+
+    instants = [at for at, _ in run_timers(agent, peer, 500.0)]
+
+    gaps = [b - a for a, b in pairwise(instants)]
+    assert max(gaps) <= 10.0
+    assert min(gaps[7:]) >= 7.5
+
+
+def test_a_lost_peer_that_is_heard_again_is_asked_at_once():
+    agent, peer = agent_and_peer(B_LAN, B_PUBLIC)
+    run_timers(agent, peer, 700.0)
+
+    agent.receive_datagram(peer.ping(A), AT_PUBLIC, HERE, 701.0)
+
+    ((_, ping),) = pings(agent, peer)
+    answer(agent, peer, ping, AT_PUBLIC, 701.01)
+    assert agent.endpoint(B.id) == AT_PUBLIC
+    assert agent.get_timer().at <= 702.0
+
+
+def test_new_addresses_of_ours_have_everything_proven_anew_at_once():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+
+    agent.local_changed([ip_address("203.0.113.9")], port=51820, control_port=0, now=9.0)
+
+    assert agent.get_timer().at == 9.0
+    ((_, ping),) = asked(agent, peer, 9.0)
+    assert ping.record is not None  # the peer may have lost it
+    answer(agent, peer, ping, AT_PUBLIC, 9.01, observed=endpoint("203.0.113.9"))
+    assert PeerReady(B.id, pytest.approx(0.01)) in events_of(agent)
+    assert not agent.behind_nat
+
+
+def test_the_same_addresses_again_change_nothing():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+
+    agent.local_changed([HERE], port=51820, control_port=0, now=9.0)
+
+    assert agent.get_timer() is None
+
+
+def test_repeated_suspicions_do_not_hammer():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+    asked_for = 0
+    for tick in range(600):
+        agent.peer_suspect(B.id, 10.0 + tick * 0.1)
+        asked_for += len(asked(agent, peer, 10.0 + tick * 0.1))
+
+    assert asked_for < 80
+
+
+def test_many_peers_are_asked_in_batches():
+    agent = new_agent(A, local=["203.0.113.1"])
+    for n in range(300):
+        key = NodeKey((n + 500).to_bytes(32, "big"))
+        agent.update_peer(key.id, [host("203.0.113.2", port=1000 + n)], sequence=1, now=0.0)
+    now, batches = 0.0, []
+    while sum(batches) < 300:
+        agent.handle_timer(now)
+        batches.append(len(agent.datagrams_to_send()))
+        now = agent.get_timer().at
+
+    assert max(batches) == 64
+    assert now < 0.1
+
+
+# Records and control ports
+
+
+def test_our_record_is_shown_until_the_peer_holds_it():
+    agent, peer = agent_and_peer()
+    ((_, first),) = asked(agent, peer, 0.0)
+    assert first.record is not None
+    answer(agent, peer, first, AT_PUBLIC, 0.01, held=0)
+    agent.peer_installed(B.id, 0.2)
+    ((_, second),) = pings(agent, peer)
+    assert second.record is not None
+    answer(agent, peer, second, AT_PUBLIC, 0.21, held=1)
+    agent.receive_datagram(peer.ping(A, installed=False), AT_PUBLIC, HERE, 0.5)
+
+    ((_, third),) = pings(agent, peer)
+
+    assert third.record is None
+
+
+def test_a_peer_that_lacks_our_record_is_shown_it_when_it_pings():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+    agent.record_changed(record_of(A, sequence=2), 2)
+
+    agent.receive_datagram(peer.ping(A, held=1), AT_PUBLIC, HERE, 5.0)
+
+    ((_, ping),) = pings(agent, peer)
+    assert (ping.sequence, ping.record) == (2, record_of(A, sequence=2))
+
+
+def test_probes_go_to_the_control_port_and_wireguard_to_its_own():
+    agent, peer = agent_and_peer(host("203.0.113.2", control_port=51821))
+    ((target, ping),) = asked(agent, peer, 0.0)
+    assert target == endpoint("203.0.113.2", 51821)
+
+    answer(agent, peer, ping, target, 0.01)
+
+    assert agent.endpoint(B.id) == AT_PUBLIC
+
+
+def test_a_moved_peer_with_a_control_port_is_found_at_the_port_that_goes_with_it():
+    agent, peer = agent_and_peer(host("203.0.113.2", control_port=51821))
+    moved = endpoint("203.0.113.30", 51821)
+
+    agent.receive_datagram(peer.ping(A), moved, HERE, 1.0)
+    ((_, ping),) = pings(agent, peer)
+    answer(agent, peer, ping, moved, 1.01)
+
+    assert agent.endpoint(B.id) == endpoint("203.0.113.30")
+
+
+def test_a_mapped_control_port_says_nothing_of_where_wireguard_is():
+    agent, peer = agent_and_peer(host("10.0.0.2", control_port=51821))
+
+    agent.receive_datagram(peer.ping(A), ELSEWHERE, HERE, 1.0)
+    ((_, ping),) = pings(agent, peer)
+    answer(agent, peer, ping, ELSEWHERE, 1.01)
+
+    assert agent.endpoint(B.id) is None
+
+
+# WireGuard's own roaming
+
+
+def test_an_endpoint_that_wireguard_has_moved_is_accepted():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+    agent.endpoint_observed(B.id, AT_PUBLIC, 1.0)
+
+    agent.endpoint_observed(B.id, ELSEWHERE, 2.0)
+
+    assert agent.endpoint(B.id) == ELSEWHERE
+    assert [event.reason for event in events_of(agent)] == ["peer roamed"]
+
+
+def test_an_observation_from_before_our_choice_was_applied_does_not_undo_it():
+    agent, peer = agent_and_peer(B_PUBLIC, B_LAN)
+    by_target = dict(asked(agent, peer, 0.0))
+    answer(agent, peer, by_target[AT_PUBLIC], AT_PUBLIC, 0.01)
+    agent.endpoint_observed(B.id, AT_PUBLIC, 0.5)
+    answer(agent, peer, by_target[AT_LAN], AT_LAN, 0.6)
+
+    agent.endpoint_observed(B.id, AT_PUBLIC, 0.7)
+
+    assert agent.endpoint(B.id) == AT_LAN
+
+
+def test_an_adopted_interface_says_where_its_peers_are():
+    agent, _ = agent_and_peer()
+
+    agent.endpoint_observed(B.id, ELSEWHERE, 0.0)
+
+    assert agent.endpoint(B.id) == ELSEWHERE
+
+
+def test_what_the_kernel_had_before_us_does_not_outweigh_a_proof():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+
+    agent.endpoint_observed(B.id, ELSEWHERE, 1.0)
+
+    assert agent.endpoint(B.id) == AT_PUBLIC
+
+
+# Our own addresses
+
+
+def test_what_a_peer_sees_of_us_is_told():
+    agent, peer = agent_and_peer()
+    ((_, ping),) = asked(agent, peer, 0.0)
+
+    answer(agent, peer, ping, AT_PUBLIC, 0.01, observed=ELSEWHERE)
+
+    assert ReflexiveAddress(B.id, ELSEWHERE) in events_of(agent)
+    assert agent.behind_nat
+    assert agent.reflexive == (ELSEWHERE,)  # there is nobody else to ask
+
+
+def test_one_of_several_is_not_believed_before_the_others_had_their_chance():
+    agent, peer = agent_and_peer()
+    agent.update_peer(C.id, [host("203.0.113.3")], sequence=1, now=0.0)
+    agent.handle_timer(0.0)
+    to_b = next(o for o in agent.datagrams_to_send() if o.target == AT_PUBLIC)
+    answer(agent, peer, peer.open(to_b.datagram), AT_PUBLIC, 0.01, observed=ELSEWHERE)
+    assert agent.reflexive == ()
+
+    while (timer := agent.get_timer()).at <= CONFIG.sole_witness_wait:
+        agent.handle_timer(timer.at)
+
+    assert agent.reflexive == (ELSEWHERE,)
+
+
+@pytest.mark.parametrize("text", ["100.64.9.9", "127.0.0.1", "0.0.0.0", "224.0.0.1"])
+def test_an_impossible_reflexive_address_is_not_believed(text):
+    agent, peer = agent_and_peer()
+    ((_, ping),) = asked(agent, peer, 0.0)
+
+    answer(agent, peer, ping, AT_PUBLIC, 0.01, observed=endpoint(text))
+
+    assert agent.reflexive == ()
+    assert not agent.behind_nat
+
+
+def test_a_member_without_a_usable_key_is_left_alone():
+    agent, _ = agent_and_peer()
+    no_point = type(B.id)(b"\x01" + bytes(31))
+
+    agent.update_peer(no_point, [host("203.0.113.3")], sequence=1, now=0.0)
+    agent.handle_timer(0.0)
+
+    assert agent.view(no_point) is None
+    assert agent.statistics().unsealable == 1
+
+
+def test_a_removed_peer_is_a_stranger():
+    agent, peer = agent_and_peer()
+    made_ready(agent, peer)
+    agent.remove_peer(B.id, 5.0)
+
+    agent.receive_datagram(peer.ping(A), AT_PUBLIC, HERE, 6.0)
+
+    assert agent.datagrams_to_send() == []
+    assert agent.view(B.id) is None
+    assert agent.get_timer() is None
+
+
+# Any order of events
+
+PEERS = (B, C, D)
+ADDRESSES = [
+    Endpoint(ip_address(text), port)
+    for text in ("203.0.113.2", "192.168.1.2", "100.64.0.9", "127.0.0.1", "2001:db8::2")
+    for port in (51820, 40000)
+]
+CANDIDATES = [
+    Candidate(kind, address.address, address.port)
+    for kind in (CandidateKind.HOST, CandidateKind.REFLEXIVE)
+    for address in ADDRESSES
+]
+peers = st.sampled_from(PEERS)
+places = st.sampled_from(ADDRESSES)
+actions = st.one_of(
+    st.tuples(st.just("update"), peers, st.lists(st.sampled_from(CANDIDATES), max_size=8)),
+    st.tuples(st.just("ping"), peers, places),
+    st.tuples(st.just("pong"), peers, st.integers(0, 5)),
+    st.tuples(st.just("forged pong"), peers, places),
+    st.tuples(st.just("observed"), peers, places),
+    st.tuples(st.just("installed"), peers, st.booleans()),
+    st.tuples(st.just("suspect"), peers, st.none()),
+    st.tuples(st.just("remove"), peers, st.none()),
+    st.tuples(st.just("local"), st.none(), st.lists(places, max_size=2)),
+)
+
+
+@given(st.lists(st.tuples(actions, st.sampled_from([0.0, 0.05, 0.3, 3.0])), max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_in_any_order_of_events_an_endpoint_is_proven_or_wireguards_own(history):
+    agent = new_agent(A, local=["203.0.113.1"])
+    scripted = {key.id: Scripted(key, seed=n) for n, key in enumerate(PEERS)}
+    outstanding = {key.id: [] for key in PEERS}
+    allowed = {key.id: set() for key in PEERS}
+    now, sequence = 0.0, 1
+    for (action, key, argument), pause in history:
+        now += pause
+        match action:
+            case "update":
+                sequence += 1
+                agent.update_peer(key.id, argument, sequence=sequence, now=now)
+            case "ping":
+                datagram = scripted[key.id].ping(A, sequence=sequence)
+                agent.receive_datagram(datagram, argument, HERE, now)
+            case "pong" if argument < len(outstanding[key.id]):
+                target, probe = outstanding[key.id][-1 - argument]
+                allowed[key.id].add(target)
+                pong = scripted[key.id].pong(probe, A, observed=Endpoint(HERE, 51820))
+                agent.receive_datagram(pong, target, HERE, now)
+            case "forged pong" if outstanding[key.id]:
+                target, probe = outstanding[key.id][-1]
+                if argument != target:
+                    pong = scripted[key.id].pong(probe, A, observed=Endpoint(HERE, 51820))
+                    agent.receive_datagram(pong, argument, HERE, now)
+            case "observed":
+                allowed[key.id].add(argument)
+                agent.endpoint_observed(key.id, argument, now)
+            case "installed":
+                agent.peer_installed(key.id, now, installed=argument)
+            case "suspect":
+                agent.peer_suspect(key.id, now)
+            case "remove":
+                agent.remove_peer(key.id, now)
+            case "local":
+                addresses = [place.address for place in argument]
+                agent.local_changed(addresses, port=51820, control_port=0, now=now)
+            case _:
+                pass
+        agent.handle_timer(now)
+        for out in agent.datagrams_to_send():
+            assert not any(out.target.address in network for network in OVERLAY)
+            assert not out.target.address.is_loopback
+            for node, other in scripted.items():
+                try:
+                    probe = other.open(out.datagram)
+                except BadPacket:  # for another peer
+                    continue
+                if probe.type is ProbeType.PING:
+                    outstanding[node].append((out.target, probe))
+        for event in events_of(agent):
+            if isinstance(event, EndpointSelected):
+                assert event.endpoint in allowed[event.node]
+                assert not any(event.endpoint.address in network for network in OVERLAY)
+                assert not event.endpoint.address.is_loopback
+        for node in scripted:
+            view = agent.view(node)
+            assert view is None or len(view.pairs) <= 8 + OBSERVED_MAX + 1
