@@ -23,12 +23,12 @@ Rule 4: expiry is not part of verification.  Whoever was once admitted stays a m
 
 Body:
 
-    1 subject      32 bytes            7 relay        bool, absent = false
-    2 name         str, see grammar    8 admitted_at  time
-    3 tags         array of str        9 issued_at    time
-    4 ipv4         4 bytes, a pin     10 expires_at   time, absent = never
-    5 routes       array of networks  11 invite       32 bytes, absent = by no invite
-    6 admit        bool, absent = false
+    1 subject   32 bytes                  7 relay        bool, absent = false
+    2 name      str, see grammar          8 admitted_at  time, absent = issued_at
+    3 tags      array of str              9 issued_at    time
+    4 ipv4      4 bytes, a pin           10 expires_at   time, absent = never
+    5 routes    array of networks        11 invite       32 bytes, absent = by no invite
+    6 admit     bool, absent = false
 
 The issuer is not in the body: it is known from the place in the chain, and the signature is its.
 """
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 CREDENTIAL_BYTES_MAX = 256
 CHAIN_LENGTH_MAX = 4
-CHAIN_BYTES_MAX = 640  # leaves 360 bytes of a record for what the node says itself
+CHAIN_BYTES_MAX = 704  # leaves 296 bytes of a record for what the node says itself
 GRANTED_ROUTES_MAX = 8
 VERIFIED_MAX = 4096  # credentials a cache remembers; most chains share their first links
 
@@ -250,7 +250,8 @@ def _encode(credential: Credential) -> bytes:
         body[6] = True
     if credential.relay:
         body[7] = True
-    body[8] = credential.admitted_at
+    if credential.admitted_at != credential.issued_at:
+        body[8] = credential.admitted_at
     body[9] = credential.issued_at
     if credential.expires_at:
         body[10] = credential.expires_at
@@ -261,6 +262,7 @@ def _encode(credential: Credential) -> bytes:
 
 def _decode_untrusted(body: bytes, issuer: MeshId | NodeId) -> Credential:
     fields = Fields.unpack_untrusted(body, what="credential")
+    issued_at = wall_untrusted(fields, 9)
     credential = Credential(
         issuer=issuer,
         subject=NodeId(fields.blob(1, size=KEY_BYTES)),
@@ -270,8 +272,8 @@ def _decode_untrusted(body: bytes, issuer: MeshId | NodeId) -> Credential:
         routes=fields.networks(5, count_max=GRANTED_ROUTES_MAX),
         admit=fields.flag(6),
         relay=fields.flag(7),
-        admitted_at=wall_untrusted(fields, 8),
-        issued_at=wall_untrusted(fields, 9),
+        admitted_at=wall_untrusted(fields, 8, default=issued_at),
+        issued_at=issued_at,
         expires_at=wall_untrusted(fields, 10, default=0),
         invite=InviteId(fields.blob(11, size=KEY_BYTES)) if fields.has(11) else None,
     )

@@ -5,22 +5,24 @@ subject has arrived.  It is signed by the mesh key, or by a member with `admit` 
 expired at the date it gives.
 
 Revocations may contradict one another, for a signer may itself be revoked.  They are judged
-together, each time from the top, so that everybody who holds the same ones agrees:
+together, never by the order of arrival, so that everybody who holds the same ones agrees:
 
-Rule 1: the order is the mesh key first, then by length of the signer's chain, then the signer
-        admitted earlier, then the lower signer id, then the lower subject id.
+Rule 1: what the mesh key signs stands.
 
 Rule 2: a revocation without `cascade` puts out its subject and nothing else: what the subject has
         signed stands.  Dates cannot tell what was signed before from what was signed after, for
         they are the signer's own word; who fears for the key of the revoked one must cascade.
 
-Rule 3: with `cascade`, what the subject has signed falls: chains that lead through it, uses of
-        invites, and the revocations that come later in the order, be they signed by the subject
-        or by someone whose chain leads through it.
+Rule 3: with `cascade`, chains that lead through the subject fall, and so do uses of invites that
+        were signed by it or by someone whose chain leads through it.
 
-Rule 4: no revocation makes one fall that is directed against its own signer, or against anyone in
-        its signer's chain.  So nobody revoked can sign itself back in, two that revoke one
-        another are both out, and the mesh key has the last word.
+Rule 4: revocations that were signed by such fall as well, but only if the word against them is
+        undisputed: the mesh key's, or that of a signer whom nobody has revoked in turn, nor
+        anyone in its chain.  (A revocation that falls by the mesh key disputes nothing.)
+
+        So whoever is revoked can bring nobody back, neither alone nor together with others that
+        are: what they sign only ever adds to who is out.  Members that revoke one another are all
+        out, and the mesh key has the last word.
 
 Rule 5: a revoked node id stays out as long as a revocation of it stands.  The machine comes back
         under a new node key.
@@ -76,11 +78,9 @@ class OpenedRevocation:
     credentials: tuple[Credential, ...]
 
     @property
-    def rank(self) -> tuple[int, int, bytes, bytes]:
-        """Rule 1: lower is judged first."""
-        admitted_at = self.credentials[-1].admitted_at if self.credentials else 0
-        revocation = self.revocation
-        return len(self.credentials), admitted_at, revocation.signer, revocation.subject
+    def rank(self) -> tuple[bool, int, bytes]:
+        """The order in which revocations of one subject are named as the reason it is out."""
+        return bool(self.credentials), self.revocation.revoked_at, self.revocation.signer
 
     @property
     def voices(self) -> frozenset[NodeId]:
@@ -92,24 +92,25 @@ class Judgement:
     """What a set of revocations comes to."""
 
     def __init__(self, opened: Iterable[OpenedRevocation]) -> None:
+        ranked = sorted(opened, key=lambda opened: opened.rank)
+        by_mesh = [each for each in ranked if not each.credentials]
+        undone = {each.revocation.subject for each in by_mesh if each.revocation.cascade}
+        by_members = [
+            each for each in ranked if each.credentials and undone.isdisjoint(each.voices)
+        ]
+        disputed = {each.revocation.subject for each in (*by_mesh, *by_members)}
+        undone |= {
+            each.revocation.subject
+            for each in by_members
+            if each.revocation.cascade and disputed.isdisjoint(each.voices)
+        }
+        standing = [each for each in by_members if undone.isdisjoint(each.voices)]
         self._against: dict[NodeId, Revocation] = {}
         self._cascading: dict[NodeId, Revocation] = {}
-        # Whom the subject of a cascade may still put out, by rule 4.  Where several cascades have
-        # one subject each makes fall what it may, which leaves what all of them spare.
-        self._spared: dict[NodeId, frozenset[NodeId]] = {}
-        for candidate in sorted(opened, key=lambda opened: opened.rank):
-            revocation = candidate.revocation
-            if any(
-                voice in self._spared and revocation.subject not in self._spared[voice]
-                for voice in candidate.voices
-            ):
-                continue
-            subject = revocation.subject
-            self._against.setdefault(subject, revocation)
-            if revocation.cascade:
-                self._cascading.setdefault(subject, revocation)
-                spared = self._spared.get(subject, candidate.voices)
-                self._spared[subject] = spared & candidate.voices
+        for each in (*by_mesh, *standing):
+            self._against.setdefault(each.revocation.subject, each.revocation)
+            if each.revocation.cascade:
+                self._cascading.setdefault(each.revocation.subject, each.revocation)
 
     def against(self, node: NodeId) -> Revocation | None:
         """Return the first standing revocation of a node itself."""
