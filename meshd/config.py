@@ -47,12 +47,6 @@ FILE_BYTES_MAX = 1024 * 1024
 ADVERTISED_MAX = 16  # what a record holds
 VARIABLE_PREFIX = "MESHD_"
 
-FIRST_START_CHOICES = (
-    "this machine is in no mesh yet: start a new one with --init, "
-    "join one with --token-file FILE (from `meshctl invite` on a member), "
-    "or use one passphrase on all machines with --secret-file FILE"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Option:

@@ -278,6 +278,7 @@ class Store:
 
     def flush(self) -> None:
         """Write what waits, in bounded transactions.  Raise StoreError; the rest still waits."""
+        assert not self._database.in_transaction, "see together"
         while self.waiting:
             facts = list(islice(self._facts.items(), TRANSACTION_ROWS_MAX))
             endpoints = list(islice(self._endpoints.items(), TRANSACTION_ROWS_MAX))
@@ -316,8 +317,20 @@ class Store:
     # SQLite
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make what is saved inside one durable transaction: all of it is kept, or nothing.
+
+        What can wait (facts, endpoints, events) has no place inside.
+        """
+        with self._write(durable=True):
+            yield
+
+    @contextmanager
     def _write(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
-        """Run one transaction."""
+        """Run one transaction, or take part in the one that runs."""
+        if self._database.in_transaction:
+            yield self._database
+            return
         try:
             # With WAL, FULL waits for the disk at each commit and NORMAL at checkpoints only.
             self._database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")

@@ -395,6 +395,34 @@ def test_a_failed_write_changes_nothing(path: Path) -> None:
         assert store.load_meta(Meta.NAME) == b"after"
 
 
+def save_half(store: Store) -> None:
+    with store.together():
+        store.bind(MESH)
+        store.save_secret(Secret.MESH_KEY, b"key")
+        assert store.mesh == MESH
+        store.save_meta(Meta.NAME, None)  # type: ignore[arg-type]  # NOT NULL
+
+
+def test_what_is_saved_together_is_kept_or_lost_together(path: Path) -> None:
+    with Store.open(path) as store:
+        with pytest.raises(StoreError):
+            save_half(store)
+        assert store.mesh is None
+        assert store.load_secret(Secret.MESH_KEY) is None
+        with store.together():
+            store.bind(MESH)
+            store.save_meta(Meta.NAME, b"a")
+            assert store.reserve_sequence(Counter.STARTS, 1) == range(1, 2)
+    with Store.open(path) as store:
+        assert (store.mesh, store.load_meta(Meta.NAME)) == (MESH, b"a")
+
+
+def test_a_start_that_fails_while_saving_leaves_nothing(path: Path) -> None:
+    with Store.open(path) as store, pytest.raises(StoreError):
+        save_half(store)
+    assert not path.exists()
+
+
 # Contents
 
 
