@@ -77,13 +77,13 @@ class FakeDevice:
 
     def _take_from_their_owners(self, taken: frozenset[IPNetwork], taker: WireGuardKey) -> None:
         # Silently, and in one step with the giving: this is no state of its own.
-        self._status = replace(
-            self._status,
-            peers={
-                key: peer if key == taker else replace(peer, allowed_ips=peer.allowed_ips - taken)
-                for key, peer in self._status.peers.items()
-            },
-        )
+        losers = {
+            key: replace(peer, allowed_ips=peer.allowed_ips - taken)
+            for key, peer in self._status.peers.items()
+            if key != taker and not taken.isdisjoint(peer.allowed_ips)
+        }
+        if losers:
+            self._status = replace(self._status, peers={**self._status.peers, **losers})
 
     def _become_with(self, key: WireGuardKey, peer: PeerStatus) -> None:
         self._become(replace(self._status, peers={**self._status.peers, key: peer}))
