@@ -61,7 +61,7 @@ def preload() -> Callable[[Sequence[str]], int | None]:
     if str(PROJECT) not in sys.path:
         sys.path.insert(0, str(PROJECT))
     # The entry point leaves what is heavy to be imported later; here it is wanted beforehand.
-    importlib.import_module("meshd.daemon")
+    importlib.import_module("meshd.daemon.daemon")
     main: Callable[[Sequence[str]], int | None] = importlib.import_module("meshd.cli").main
     return main
 

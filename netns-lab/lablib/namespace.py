@@ -239,7 +239,20 @@ class Starting:
 
 
 def _hold(name: str, path: Path, sysctls: Mapping[str, str]) -> None:
-    """Be the holder: runs in the child, and ends as `sleep`."""
+    """Be the holder: runs in the child, and ends as `sleep` or with a line that says why not."""
+    try:
+        _set_up(name, path, sysctls)
+    except OSError as exc:
+        print(exc, file=sys.stderr)
+        raise SystemExit(1) from None
+    os.write(1, b"ready\n")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.execv("/bin/sleep", ["sleep", "infinity"])
+
+
+def _set_up(name: str, path: Path, sysctls: Mapping[str, str]) -> None:
     syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS)
     record = Record(
         name=name,
@@ -255,11 +268,6 @@ def _hold(name: str, path: Path, sysctls: Mapping[str, str]) -> None:
     _make_private_files()
     for key, value in sysctls.items():
         Path("/proc/sys", key).write_text(value)
-    os.write(1, b"ready\n")
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-    os.execv("/bin/sleep", ["sleep", "infinity"])
 
 
 def _make_private_files() -> None:

@@ -5,11 +5,12 @@ import subprocess
 
 import pytest
 
-from lablib.daemon import PROJECT
+from lablib.daemon import IN_VM, PROJECT
 
 pytestmark = [
     pytest.mark.netns,
     pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces takes root"),
+    pytest.mark.skipif(IN_VM in os.environ, reason="nothing here depends on the kernel"),
 ]
 
 NAME = f"cli-{os.getpid()}"
