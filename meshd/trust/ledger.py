@@ -4,6 +4,7 @@
                           │
                           ▼  derived on demand, from the facts alone
                         Judgement ──▶ Standing of each member ──▶ Names
+                          (worked out once, until a fact that bears on it changes)
 
 Rule 1: a fact is kept or not by its own content and that of the fact it competes with (`fact`),
         never by the order of arrival and never by what others say about its signer.  Ledgers that
@@ -25,12 +26,14 @@ Rule 5: no clock takes part in any of this.  Expiry is asked of a `Standing`, wi
 
 from __future__ import annotations
 
+import bisect
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from meshd.keys import SIGNATURE_BYTES
+from meshd.keys import SIGNATURE_BYTES, NodeId
 from meshd.trust.credential import CredentialCache
 from meshd.trust.fact import Fact, FactKind
 from meshd.trust.invite_use import (
@@ -51,9 +54,9 @@ from meshd.trust.revocation import (
 from meshd.trust.standing import Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from meshd.keys import InviteId, MeshId, NodeId
+    from meshd.keys import InviteId, MeshId
     from meshd.trust.credential import Credential
     from meshd.trust.record import Record
     from meshd.trust.revocation import Revocation
@@ -108,7 +111,6 @@ _Opened = _OpenedRecord | OpenedRevocation | OpenedUse
 class Ledger:
     """See the module docstring.
 
-    What `members`, `names` and the like return is a view of the moment: ask again after a merge.
     `cache` may be used by others that open statements of this mesh.
     """
 
@@ -129,13 +131,15 @@ class Ledger:
         self.cache = CredentialCache()
         self._facts: dict[FactKind, dict[bytes, Fact]] = {kind: {} for kind in FactKind}
         self._held: dict[tuple[FactKind, bytes], Fact] = {}  # by blob: what needs no verifying
-        self._records: dict[bytes, _OpenedRecord] = {}
+        self._records: dict[NodeId, _OpenedRecord] = {}
+        self._order: list[NodeId] = []  # of `_records`, sorted
+        self._invited: dict[InviteId, dict[NodeId, None]] = {}  # whose credential names an invite
         self._revocations: dict[bytes, OpenedRevocation] = {}
         self._revocations_by_members = 0
         self._uses: dict[InviteId, dict[bytes, OpenedUse]] = {}
         self._judgement: Judgement | None = None
         self._invites: dict[InviteId, InviteState] = {}
-        self._standings: dict[NodeId, Standing] | None = None
+        self._standings: dict[NodeId, Standing] = {}
         self._names: Names | None = None
 
     # Facts
@@ -189,17 +193,18 @@ class Ledger:
     # What the facts come to
 
     def members(self) -> Mapping[NodeId, Standing]:
-        """Return every node with a record, ordered by node id, admitted or not."""
-        if self._standings is None:
-            judgement = self.judgement()
-            opened = sorted(self._records.items())
-            standings = (self._stand(record, judgement) for _, record in opened)
-            self._standings = {standing.record.node: standing for standing in standings}
-        return MappingProxyType(self._standings)
+        """Return a live view of every node with a record, ordered by node id, admitted or not."""
+        return _Members(self, self._order)
 
     def standing(self, node: NodeId) -> Standing | None:
         """Return what is known of one node; None without a record of it."""
-        return self.members().get(node)
+        standing = self._standings.get(node)
+        if standing is not None:
+            return standing
+        opened = self._records.get(node)
+        if opened is None:
+            return None
+        return self._standings.setdefault(node, self._stand(opened))
 
     def admitted(self, node: NodeId) -> bool:
         """Whether a node is a member: it has a record, is not revoked, and lost no invite."""
@@ -247,7 +252,7 @@ class Ledger:
 
     def has_room_for(self, node: NodeId) -> bool:
         """Whether a node that is admitted now will find its record and its use kept."""
-        return bytes(node) in self._records or (
+        return node in self._records or (
             len(self._records) < self._members_max
             and len(self._facts[FactKind.INVITE_USE]) < self._invite_uses_max
         )
@@ -292,34 +297,50 @@ class Ledger:
     def _keep(self, fact: Fact, opened: _Opened) -> None:
         self._facts[fact.kind][fact.key] = fact
         self._held[fact.kind, fact.blob] = fact
-        self._standings = self._names = None
+        self._names = None
         match opened:
-            case _OpenedRecord():
-                self._records[fact.key] = opened
+            case _OpenedRecord(record=record):
+                self._records[record.node] = opened
+                bisect.insort(self._order, record.node)
+                invite = opened.credentials[-1].invite
+                if invite is not None:
+                    self._invited.setdefault(invite, {})[record.node] = None
             case OpenedRevocation():
                 self._revocations[fact.key] = opened
                 self._revocations_by_members += bool(opened.credentials)
                 self._judgement = None
                 self._invites.clear()
-            case OpenedUse():
-                self._uses.setdefault(opened.use.invite, {})[fact.key] = opened
-                self._invites.pop(opened.use.invite, None)
+                self._standings.clear()
+            case OpenedUse(use=use):
+                self._uses.setdefault(use.invite, {})[fact.key] = opened
+                self._invites.pop(use.invite, None)
+                for node in self._invited.get(use.invite, ()):
+                    self._standings.pop(node, None)
 
     def _drop(self, fact: Fact) -> None:
         """Undo `_keep`: of a forgotten record, or of what a fact of greater precedence replaces."""
         del self._facts[fact.kind][fact.key]
         del self._held[fact.kind, fact.blob]
-        self._standings = self._names = None
+        self._names = None
         match fact.kind:
             case FactKind.RECORD:
-                del self._records[fact.key]
+                self._drop_record(NodeId(fact.key))
             case FactKind.REVOCATION:
                 opened = self._revocations.pop(fact.key)
                 self._revocations_by_members -= bool(opened.credentials)
             case FactKind.INVITE_USE:
                 pass  # `_keep` replaces it under the same key
 
-    def _stand(self, opened: _OpenedRecord, judgement: Judgement) -> Standing:
+    def _drop_record(self, node: NodeId) -> None:
+        invite = self._records.pop(node).credentials[-1].invite
+        del self._order[bisect.bisect_left(self._order, node)]
+        self._standings.pop(node, None)
+        if invite is not None:
+            del self._invited[invite][node]
+            if not self._invited[invite]:
+                del self._invited[invite]
+
+    def _stand(self, opened: _OpenedRecord) -> Standing:
         credential = opened.credentials[-1]
         invite = credential.invite
         return Standing(
@@ -327,7 +348,7 @@ class Ledger:
             credential=credential,
             chain=opened.credentials,
             blob=opened.blob,
-            revocation=judgement.against_chain(opened.credentials),
+            revocation=self.judgement().against_chain(opened.credentials),
             losing_invite=(
                 invite is not None
                 and self.invite(invite).loses(credential.subject, credential.admitted_at)
@@ -340,6 +361,26 @@ class Ledger:
                 standing.credential for standing in self.members().values() if standing.admitted
             )
         return self._names
+
+
+class _Members(Mapping[NodeId, Standing]):
+    """The nodes of a ledger with their standing.  Merging while iterating is allowed."""
+
+    def __init__(self, ledger: Ledger, order: list[NodeId]) -> None:
+        self._ledger = ledger
+        self._order = order
+
+    def __getitem__(self, node: NodeId) -> Standing:
+        standing = self._ledger.standing(node)
+        if standing is None:
+            raise KeyError(node)
+        return standing
+
+    def __iter__(self) -> Iterator[NodeId]:
+        return iter(tuple(self._order))
+
+    def __len__(self) -> int:
+        return len(self._order)
 
 
 def _outcome(fact: Fact, held: Fact | None) -> Outcome:

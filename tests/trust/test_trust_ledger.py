@@ -203,6 +203,18 @@ def test_members_come_ordered_by_id():
     members = ledger_of(*FACTS).members()
 
     assert list(members) == sorted(key.id for key in (A, B, C, D, E))
+    assert len(members) == 5
+    assert InviteKey(bytes(32)).id not in members
+
+
+def test_members_may_be_merged_and_forgotten_while_they_are_listed():
+    ledger = ledger_of(RECORD_A)
+
+    for node in ledger.members():
+        ledger.merge_untrusted(*RECORD_B, WALL)
+        ledger.forget(node)
+
+    assert list(ledger.members()) == [B.id]
 
 
 def test_a_forgotten_node_may_come_back():
