@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshd.errors import StartError, StoreError
@@ -454,6 +454,7 @@ def test_more_facts_than_fit_one_transaction_are_saved(path: Path) -> None:
         assert store.load_facts() == facts
 
 
+@settings(max_examples=30, deadline=None)  # it waits for the disk
 @given(
     runs=st.lists(
         st.lists(st.tuples(st.integers(1, 2**21), st.integers(0, 2**60)), max_size=4), max_size=4

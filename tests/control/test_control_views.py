@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control.scripted import INVITE, ME, MESH, NOW, ScriptedController, member
@@ -152,6 +152,7 @@ def test_a_lone_node_says_that_it_knows_nobody() -> None:
         find_member(replace(MESH, members=()), "b")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_finds_a_member_or_is_refused(text: str) -> None:
     with suppress(ApiError):
