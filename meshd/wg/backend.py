@@ -118,10 +118,10 @@ def _adopt(interface: str, backend: str, kind: str) -> Device:
             if backend == "kernel":
                 raise _wrong_backend(interface, "wireguard-go's", "userspace")
             return UserspaceDevice(interface)
-        kind = f"tun device that no WireGuard serves at {socket_path(interface)}"
+    served = f" that no WireGuard serves at {socket_path(interface)}" if kind == "tun" else ""
     raise StartError(
-        f"interface {interface} is in use by something else (a {kind}): choose another "
-        f"--interface, or remove it with: ip link delete {interface}"
+        f"interface {interface} is in use by something else (a {kind} interface{served}): choose "
+        f"another --interface, or remove it with: ip link delete {interface}"
     )
 
 
@@ -178,7 +178,7 @@ class _Links:
         self._netlink.close()
 
     def kind(self, interface: str) -> str | None:
-        """Return what kind of link it is, "network card" when it is hardware; None when not."""
+        """Return what kind of link an interface is, or None when there is no such interface."""
         try:
             links = list(self._netlink.link("get", ifname=interface))
         except self._refusal as refusal:
@@ -186,7 +186,7 @@ class _Links:
                 return None
             raise DeviceError(f"find interface {interface}", refusal.code) from refusal
         kind: str | None = links[0].get(("linkinfo", "kind"))
-        return kind or "network card"
+        return kind or "hardware or loopback"
 
     def add_wireguard(self, interface: str) -> None:
         try:

@@ -44,7 +44,8 @@ TUN_DEVICE = Path("/dev/net/tun")
 ANSWER_TIMEOUT = 2.0  # seconds without a byte; one request takes wireguard-go some 20 ms
 ANSWER_BYTES_MAX = 64 * 1024 * 1024  # 65,536 peers are 21 MiB
 RECEIVE_BYTES = 256 * 1024
-START_TIMEOUT = 5.0  # 20 ms as a rule, more when a whole lab starts at once
+FORK_TIMEOUT = 5.0  # 20 ms as a rule, more when a whole lab starts at once
+SERVE_TIMEOUT = 1.0  # its socket is there when it forks
 STOP_TIMEOUT = 5.0
 POLL_INTERVAL = 0.005
 COMPLAINT_CHARACTERS_MAX = 200
@@ -137,8 +138,9 @@ def socket_state(interface: str, directory: Path = SOCKET_DIRECTORY) -> SocketSt
 def start_userspace(interface: str, *, directory: Path = SOCKET_DIRECTORY) -> UserspaceDevice:
     """Start wireguard-go for a new interface in the caller's network namespace.
 
-    Blocks until the process serves its socket, for up to `START_TIMEOUT` seconds: call it in a
-    thread.  `directory` is where the socket is seen, not where it is put: that is compiled in.
+    Blocks until the process serves its socket, some 20 ms and at most `FORK_TIMEOUT` and
+    `SERVE_TIMEOUT`: call it in a thread.  `directory` is where the socket is looked for; where it
+    is put is compiled in.
     Raise StartError, and leave nothing behind.
     """
     program = shutil.which(PROGRAM)
@@ -160,7 +162,7 @@ def start_userspace(interface: str, *, directory: Path = SOCKET_DIRECTORY) -> Us
             cwd="/",
             env={},
             start_new_session=True,
-            timeout=START_TIMEOUT,
+            timeout=FORK_TIMEOUT,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
@@ -170,7 +172,9 @@ def start_userspace(interface: str, *, directory: Path = SOCKET_DIRECTORY) -> Us
         raise StartError(
             f"{program} cannot make interface {interface}: {_complaint(finished.stdout)}"
         )
-    if not _wait_until(lambda: socket_state(interface, directory) is SocketState.OURS):
+    if not _wait_until(
+        lambda: socket_state(interface, directory) is SocketState.OURS, SERVE_TIMEOUT
+    ):
         socket_path(interface, directory).unlink(missing_ok=True)
         raise StartError(
             f"{program} was started for interface {interface}, but nobody serves "
@@ -193,7 +197,7 @@ def stop_userspace(interface: str, *, directory: Path = SOCKET_DIRECTORY) -> Non
         path.unlink(missing_ok=True)
     except OSError as exc:
         raise DeviceError(operation, exc.errno or errno.EIO) from exc
-    if not _wait_until(lambda: not _listens_here(path) and not _exists(interface)):
+    if not _wait_until(lambda: not _listens_here(path) and not _exists(interface), STOP_TIMEOUT):
         raise DeviceError(operation, errno.ETIMEDOUT)
 
 
@@ -277,7 +281,7 @@ def _complaint(output: bytes) -> str:
     return printable.strip()[:COMPLAINT_CHARACTERS_MAX]
 
 
-def _wait_until(condition: Callable[[], bool], timeout: float = STOP_TIMEOUT) -> bool:
+def _wait_until(condition: Callable[[], bool], timeout: float) -> bool:
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:

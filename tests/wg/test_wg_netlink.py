@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshd.errors import DeviceError
@@ -195,6 +195,7 @@ def test_the_settings_of_a_device_go_out_once_and_first(change):
         assert settings == (wanted if number == 0 else set())
 
 
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.sampled_from([0, 1, 2, 700, 812, 813, 2000]), max_size=4),
     replace_allowed_ips=st.booleans(),
