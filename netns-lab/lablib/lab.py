@@ -109,6 +109,8 @@ class Lab:
     def down(self) -> None:
         """End every process in the lab and forget it.  Harmless when it is not up."""
         take_down(self.name)
+        for node in self.nodes.values():
+            node.reap()
         self.nodes.clear()
         self.namespaces.clear()
 

@@ -104,6 +104,11 @@ class Node:
         """End meshd as `kill -9` does."""
         self.stop_daemon(signal.SIGKILL)
 
+    def reap(self) -> None:
+        """Take note of the end of a daemon that went down with the lab."""
+        if self.process is not None:
+            self.process.wait(STOP_TIMEOUT)
+
     def log_text(self) -> str:
         """Return all that this node's daemons have logged."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
