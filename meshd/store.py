@@ -137,6 +137,10 @@ class Store:
         self._database.close()
         self._directory.close()
 
+    def keep(self) -> None:
+        """Leave what `open` has made in place, even if nothing is saved: others know our key."""
+        self._directory.keep()
+
     def __enter__(self) -> Self:
         return self
 

@@ -93,6 +93,14 @@ def test_a_start_that_saves_nothing_leaves_nothing(path: Path) -> None:
     assert not path.parent.exists()
 
 
+def test_a_node_key_that_others_know_outlives_a_start_that_saves_nothing(path: Path) -> None:
+    with Store.open(path) as store:
+        shown = store.node_key.id
+        store.keep()
+    with Store.open(path) as store:
+        assert store.node_key.id == shown
+
+
 def test_a_start_that_saves_nothing_keeps_what_was_there(path: Path) -> None:
     with Store.open(path) as store:
         store.bind(MESH)
