@@ -11,9 +11,10 @@
     key  field        in          meaning
      1   type         both        1 ping, 2 pong
      2   transaction  both        8 bytes; the pong repeats the ping's
-     3   installed    both        "you are a peer in my kernel"
-     4   held         both        sequence of the receiver's record as the sender holds it, or 0
-     5   sequence     both        sequence of the sender's own record
+     3   installed    both        "you are a peer in my kernel"; absent = false
+     4   held         both        sequence of the receiver's record as the sender holds it;
+                                  absent = 0, holds none
+     5   sequence     both        sequence of the sender's own record; absent = 0
      6,7 observed     pong        address and port the ping came from
      8   record       ping        the sender's record, verbatim
 
@@ -172,13 +173,13 @@ def _open_untrusted(ciphertext: bytes, nonce: bytes, key: bytes) -> bytes:
 def _encode(probe: Probe) -> bytes:
     assert len(probe.transaction) == TRANSACTION_BYTES
     assert (probe.observed is not None) == (probe.type is ProbeType.PONG)
-    fields: dict[int, object] = {
-        _TYPE: int(probe.type),
-        _TRANSACTION: probe.transaction,
-        _INSTALLED: probe.installed,
-        _HELD: probe.held,
-        _SEQUENCE: probe.sequence,
-    }
+    fields: dict[int, object] = {_TYPE: int(probe.type), _TRANSACTION: probe.transaction}
+    if probe.installed:
+        fields[_INSTALLED] = True
+    if probe.held:
+        fields[_HELD] = probe.held
+    if probe.sequence:
+        fields[_SEQUENCE] = probe.sequence
     if probe.observed is not None:
         fields[_ADDRESS] = pack_address(probe.observed.address)
         fields[_PORT] = probe.observed.port
@@ -207,8 +208,8 @@ def _decode_untrusted(body: bytes) -> Probe:
         type=type_,
         transaction=fields.blob(_TRANSACTION, size=TRANSACTION_BYTES),
         installed=fields.flag(_INSTALLED),
-        held=fields.uint(_HELD),
-        sequence=fields.uint(_SEQUENCE),
+        held=fields.uint(_HELD, default=0),
+        sequence=fields.uint(_SEQUENCE, default=0),
         observed=observed,
         record=record,
     )
