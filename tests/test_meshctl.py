@@ -11,9 +11,11 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -21,7 +23,7 @@ import trio
 from control.scripted import ME, MESH, ScriptedController, member, node_id, serving
 from meshd import meshctl
 from meshd.control.snapshot import HealthFinding, InviteRequest
-from meshd.ctl import render
+from meshd.ctl import commands, render
 from meshd.ctl.render import Screen
 
 ROOT = Path(__file__).parent.parent
@@ -130,7 +132,7 @@ async def test_wait_returns_as_soon_as_the_condition_holds(tmp_path, ctl, capsys
             statuses.append(await ctl("wait", "--members", "3", "--timeout", "30s"))
 
         nursery.start_soon(wait)
-        await trio.sleep(0.1)
+        await controller.looked.wait()
         assert statuses == []
         controller.happen("member-alive", whole)
     assert statuses == [0]
@@ -145,7 +147,7 @@ async def test_wait_notices_what_is_no_event(tmp_path, ctl) -> None:
             assert await ctl("wait", "--path", "direct", "--timeout", "30s") == 0
 
         nursery.start_soon(wait)
-        await trio.sleep(0.1)
+        await controller.looked.wait()
         controller.mesh = MESH
 
 
@@ -155,7 +157,14 @@ async def test_wait_fails_at_its_timeout_and_says_what_it_lacked(tmp_path, ctl, 
     assert re.fullmatch(r"does not hold after 0\.\d s: c is dead\n", capsys.readouterr().out)
 
 
-async def test_wait_with_a_timeout_also_waits_for_the_daemon(tmp_path) -> None:
+async def test_wait_with_a_timeout_also_waits_for_the_daemon(tmp_path, monkeypatch) -> None:
+    tried = trio.Event()
+
+    def sleep(seconds: float) -> None:
+        trio.from_thread.run_sync(tried.set)
+        time.sleep(seconds)
+
+    monkeypatch.setattr(commands, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
     arguments = ["--socket", str(tmp_path / "mesh0.sock"), "wait", "--timeout", "30"]
     async with trio.open_nursery() as nursery:
         done = trio.Event()
@@ -165,7 +174,7 @@ async def test_wait_with_a_timeout_also_waits_for_the_daemon(tmp_path) -> None:
             done.set()
 
         nursery.start_soon(wait)
-        await trio.sleep(0.2)
+        await tried.wait()
         async with serving(ScriptedController(), tmp_path):
             await done.wait()
 

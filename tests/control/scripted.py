@@ -99,8 +99,10 @@ class ScriptedController:
     events: EventHub = field(default_factory=EventHub)
     asked: list[object] = field(default_factory=list)
     stopped: trio.Event = field(default_factory=trio.Event)
+    looked: trio.Event = field(default_factory=trio.Event)
 
     def status(self) -> MeshSnapshot:
+        self.looked.set()
         return self.mesh
 
     def peers(self) -> tuple[PeerSnapshot, ...]:
