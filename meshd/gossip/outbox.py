@@ -63,9 +63,10 @@ class Outbox:
         """Queue a message with what its receiver should know (rule 2)."""
         items = self._membership.claims_for(target)
         budget = ITEM_BYTES_MAX - sum(item.cost for item in items)
-        items += self._broadcasts.take(
+        news = self._broadcasts.take(
             budget, members=len(self._membership) + 1, count_max=ITEMS_MAX - len(items)
         )
+        items += [item for item in news if item not in items]
         self.send(target, Message(type_, sequence, items=tuple(items)))
 
     def send_entries(self, target: NodeId, entries: Iterable[Entry], *, sequence: int) -> None:

@@ -70,7 +70,7 @@ junk = st.recursive(
     | st.text()
     | st.binary(),
     lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.integers(0, 80), inner),
-    max_leaves=20,
+    max_leaves=6,
 )
 
 

@@ -101,8 +101,9 @@ class Host:
 class Cluster:
     """See the module docstring."""
 
-    def __init__(self, size, *, seed, config=None, start=True, mesh_started=False):
+    def __init__(self, size, *, seed, config=None, start=True, mesh_started=False, probed=True):
         self.seed = seed
+        self.probed = probed  # whether there is a path layer that brings members together
         self.now = 0.0
         self.config = config or GossipConfig()
         self.rng = Random(f"cluster {seed}")
@@ -170,7 +171,11 @@ class Cluster:
         host.node = None
         host.wake_at = float("inf")
         for other in self.hosts.values():
-            other.introduced.discard(name)
+            if name in other.introduced:
+                # The path layer notices sooner or later, and probes from then on.
+                other.introduced.discard(name)
+                retry = partial(self._introduce, other.name, other.run, name, 10.0)
+                self._at(self.now + 10.0, retry)
 
     def join(self, name, seed, *, delay=0.0):
         """Have a host ask a seed to be let in, again and again until it is."""
@@ -322,7 +327,7 @@ class Cluster:
         self.trace.append((self.now, host.name, event))
         self._hash.update(f"{self.now:.9f} {host.name} {event!r}\n".encode())
         match event:
-            case MemberJoined(node):
+            case MemberJoined(node) if self.probed:
                 name = self.names[node]
                 self._at(self.now, partial(self._introduce, host.name, host.run, name, 0.1))
             case IncarnationRaised(incarnation):

@@ -1,0 +1,508 @@
+"""The node as its driver sees it: probes, contact, suspicion, refutation, leaving."""
+
+import random
+
+import pytest
+
+from gossip.harness import (
+    ALIVE,
+    DEAD,
+    LEFT,
+    MESH,
+    SUSPECT,
+    WALL,
+    Bench,
+    accuse,
+    alive,
+    items_in,
+    key,
+    left,
+    record,
+    to,
+)
+from meshd.gossip.claim import peek_claim_untrusted
+from meshd.gossip.config import GossipConfig
+from meshd.gossip.events import (
+    FactLearned,
+    Heard,
+    IncarnationRaised,
+    LeaveAnnounced,
+    MemberJoined,
+    MemberStateChanged,
+    PathFault,
+    PingAnswered,
+)
+from meshd.gossip.node import Node
+from meshd.gossip.wire import CLAIM_ITEM, Item, MessageType
+from meshd.trust.fact import FactKind
+from meshd.trust.ledger import Ledger
+
+
+def claims(items):
+    return [peek_claim_untrusted(item.blob) for item in items if item.kind == CLAIM_ITEM]
+
+
+# First contact
+
+
+def test_a_member_known_from_its_record_is_shown_dead_until_it_is_heard():
+    bench = Bench("a")
+    assert bench.state("a") is DEAD
+    assert bench.seen(MemberStateChanged) == []
+    bench.receive("a", MessageType.PING, items=[alive("a")])
+    assert bench.state("a") is ALIVE
+    (change,) = bench.seen(MemberStateChanged)
+    assert (change.before, change.after, change.reason) == (DEAD, ALIVE, "heard")
+    assert bench.seen(Heard) == [Heard(key("a").id)]
+
+
+def test_a_member_that_only_others_have_heard_is_not_shown_alive():
+    bench = Bench("a", "b")
+    bench.receive("b", MessageType.PING, items=[alive("b"), alive("a")])
+    assert bench.state("b") is ALIVE
+    assert bench.state("a") is DEAD
+
+
+def test_a_member_that_is_heard_but_has_claimed_nothing_is_not_shown_alive():
+    bench = Bench("a")
+    bench.receive("a", MessageType.PING)
+    assert bench.state("a") is DEAD
+    bench.receive("a", items=[alive("a")])
+    assert bench.state("a") is ALIVE
+
+
+def test_nobody_is_pinged_before_the_path_is_ready_or_the_fallback_has_passed():
+    bench = Bench("a", "b")
+    assert bench.advance(2.99) == []
+    sent = bench.advance(0.8)
+    assert to(sent, "a", MessageType.PING)
+    assert to(sent, "b", MessageType.PING)
+
+
+def lower_and_higher():
+    """The name of a member with a lower id than `me`, and of one with a higher."""
+    names = [f"x{number}" for number in range(20)]
+    low = next(name for name in names if key(name).id < key("me").id)
+    high = next(name for name in names if key(name).id > key("me").id)
+    return low, high
+
+
+def test_on_contact_the_lower_id_pings_at_once_and_the_higher_gives_way():
+    low, high = lower_and_higher()
+    bench = Bench(low, high)
+    assert to(bench.do("contact", key(high).id, bench.now), high, MessageType.PING)
+    assert bench.do("contact", key(low).id, bench.now) == []
+    assert bench.advance(0.14) == []
+    assert to(bench.advance(0.02), low, MessageType.PING)
+
+
+def test_on_contact_the_higher_id_need_not_ping_whom_it_hears_meanwhile():
+    low, _ = lower_and_higher()
+    bench = Bench(low)
+    bench.do("contact", key(low).id, bench.now)
+    bench.meet(low)
+    assert to(bench.advance(0.3), low, MessageType.PING) == []
+
+
+def test_contact_with_a_live_member_pings_it_at_once():
+    low, _ = lower_and_higher()
+    bench = Bench(low)
+    bench.meet(low)
+    assert to(bench.do("contact", key(low).id, bench.now), low, MessageType.PING)
+
+
+def test_contact_with_a_stranger_is_nothing():
+    bench = Bench("a")
+    assert bench.do("contact", key("stranger").id, bench.now) == []
+
+
+def test_first_contact_introduces_us_until_the_other_knows():
+    bench = Bench("a")
+    (ping,) = bench.do("contact", key("a").id, bench.now) or bench.advance(0.2)
+    assert [claim.subject for claim in claims(ping[0].items)] == [key("me").id]
+    sent = bench.receive("a", MessageType.PING, items=[alive("a")], known=None)
+    assert key("me").id in [claim.subject for claim in claims(items_in(sent))]
+    bench.advance(3)  # the broadcasts of it are over
+    sent = bench.receive("a", MessageType.PING, known=1)
+    assert key("me").id not in [claim.subject for claim in claims(items_in(sent))]
+
+
+def test_a_silent_member_is_pinged_less_and_less_often():
+    bench = Bench("a")
+    bench.do("contact", key("a").id, bench.now)
+    bench.advance(0.2)
+    counts = [len(to(bench.advance(60), "a", MessageType.PING)) for _ in range(5)]
+    assert 6 <= counts[0] <= 13
+    assert all(4 <= count <= 8 for count in counts[1:])
+    bench.advance(600)
+    assert 7 <= len(to(bench.advance(600), "a", MessageType.PING)) <= 14
+
+
+def test_the_pings_to_many_silent_members_are_spaced_out():
+    bench = Bench(*(f"m{number}" for number in range(200)))
+    bench.advance(30)
+    sent = bench.advance(60)
+    assert 400 < len(sent) < 800  # ten a second, not two hundred in ten
+
+
+# Probing
+
+
+def test_a_probe_goes_from_direct_to_indirect_to_suspicion():
+    bench = Bench("a", "b", "c", "d")
+    bench.meet("a", "b", "c", "d")
+    probe, target = bench.advance_to(MessageType.PING)
+    assert [m for m, _ in bench.advance(0.49) if m.type is MessageType.PING_REQ] == []
+    sent = bench.advance(0.02)
+    requests = [message for message, _ in sent if message.type is MessageType.PING_REQ]
+    helpers = {node for message, node in sent if message.type is MessageType.PING_REQ}
+    assert len(requests) == 3
+    assert target not in helpers
+    assert {(message.sequence, message.target) for message in requests} == {
+        (probe.sequence, target)
+    }
+    bench.advance(0.48)
+    assert bench.node.member(target).state is ALIVE
+    sent = bench.advance(0.02)
+    (change,) = bench.seen(MemberStateChanged)[4:]
+    assert (change.node, change.after) == (target, SUSPECT)
+    assert change.reason.startswith("no ack in 500 ms, no indirect ack from ")
+    assert all(helper.short in change.reason for helper in helpers)
+    sent += bench.advance(0.5)
+    accusations = [claim for claim in claims(items_in(sent)) if claim.subject == target]
+    assert {(claim.signer, claim.state) for claim in accusations} == {(key("me").id, SUSPECT)}
+
+
+def test_a_late_direct_ack_is_still_a_direct_ack():
+    bench = Bench("a", "b", "c")
+    bench.meet("a", "b", "c")
+    probe, target = bench.advance_to(MessageType.PING)
+    (name,) = [name for name in "abc" if key(name).id == target]
+    bench.advance(0.95)
+    bench.receive(name, MessageType.ACK, sequence=probe.sequence)
+    bench.advance(0.1)
+    assert bench.state(name) is ALIVE
+    assert bench.node.statistics().probes_acked == 1
+    assert bench.seen(PathFault) == []
+
+
+def test_an_indirect_ack_alone_is_a_path_fault():
+    bench = Bench("a", "b")
+    bench.meet("a", "b")
+    probe, target = bench.advance_to(MessageType.PING)
+    helper = next(name for name in "ab" if key(name).id != target)
+    bench.advance(0.6)
+    bench.receive(helper, MessageType.ACK, sequence=probe.sequence, target=target)
+    bench.advance(0.45)
+    assert bench.seen(PathFault) == [PathFault(target, key(helper).id)]
+    assert bench.node.member(target).state is ALIVE
+
+
+def test_a_helper_pings_for_another_and_passes_the_answer_on():
+    bench = Bench("a", "b")
+    bench.meet("a", "b")
+    sent = bench.receive("a", MessageType.PING_REQ, sequence=77, target=key("b").id)
+    (ping,) = to(sent, "b", MessageType.PING)
+    (ack,) = bench.receive("b", MessageType.ACK, sequence=ping.sequence)
+    assert ack[1] == key("a").id
+    assert (ack[0].type, ack[0].sequence) == (MessageType.ACK, 77)
+    assert ack[0].target == key("b").id
+    assert to(bench.advance(0.45), "a", MessageType.NACK) == []
+
+
+def test_a_helper_says_when_it_has_tried_in_vain():
+    bench = Bench("a", "b")
+    bench.meet("a", "b")
+    bench.receive("a", MessageType.PING_REQ, sequence=77, target=key("b").id)
+    (nack,) = to(bench.advance(0.45), "a", MessageType.NACK)
+    assert (nack.sequence, nack.target) == (77, key("b").id)
+
+
+def test_every_member_is_probed_once_in_each_round():
+    bench = Bench("a", "b", "c", "d", "e")
+    names = "abcde"
+    bench.meet(*names)
+    before = len(bench.sent)
+    bench.run_with(20.0, *names)
+    probed = [target for message, target in bench.sent[before:] if message.type is MessageType.PING]
+    rounds = [probed[at : at + 5] for at in range(0, 20, 5)]
+    assert all(len(set(one)) == 5 for one in rounds)
+    assert len(set(map(tuple, rounds))) > 1, "in an order shuffled anew"
+
+
+def test_the_operators_ping_comes_back_as_an_event():
+    bench = Bench("a")
+    bench.meet("a")
+    sequence = bench.node.ping(key("a").id, bench.now)
+    bench.now += 0.25
+    bench.receive("a", MessageType.ACK, sequence=sequence)
+    assert bench.seen(PingAnswered) == [PingAnswered(key("a").id, sequence, 0.25)]
+
+
+def test_a_node_that_was_away_accuses_nobody_for_not_having_answered():
+    bench = Bench("a", "b", "c")
+    bench.meet("a", "b", "c")
+    bench.advance(1.0)
+    assert bench.node.get_timer().at < bench.now + 1.0
+    bench.now += 30.0  # suspended: nothing was handled, nothing was read
+    bench.node.handle_timer(bench.now)
+    assert [bench.state(name) for name in "abc"] == [ALIVE] * 3
+    bench.meet("a", "b", "c")
+    assert bench.node.statistics().suspicions == 0
+
+
+def test_a_suspicion_does_not_run_out_while_we_are_away():
+    bench = Bench("a", "b", "c")
+    bench.meet("a", "b", "c")
+    bench.receive("a", items=[accuse("b", by="a"), accuse("b", by="c")])
+    bench.now += 60.0
+    bench.node.handle_timer(bench.now)
+    assert bench.state("b") is SUSPECT
+    bench.receive("b", items=[alive("b", 2)], incarnation=2)
+    assert bench.state("b") is ALIVE
+
+
+# Suspicion and refutation
+
+
+def test_a_suspect_is_told_first_what_is_held_against_it():
+    bench = Bench("a", "b", "c")
+    bench.meet("a", "b", "c")
+    bench.receive("a", items=[accuse("b", by="a")])
+    sent = bench.receive("b", MessageType.PING, known=1)
+    (ack,) = to(sent, "b", MessageType.ACK)
+    assert claims(ack.items)[0].subject == key("b").id
+    assert claims(ack.items)[0].signer == key("a").id
+
+
+def test_an_accusation_of_us_is_refuted_to_its_bearer_at_once():
+    bench = Bench("a", "b")
+    bench.meet("a", "b")
+    sent = bench.receive("a", items=[accuse("me", 1, by="b")])
+    assert bench.node.incarnation == 2
+    assert bench.seen(IncarnationRaised) == [IncarnationRaised(2)]
+    (gossip,) = to(sent, "a", MessageType.GOSSIP)
+    own = claims(gossip.items)[0]
+    assert (own.subject, own.incarnation, own.state) == (key("me").id, 2, ALIVE)
+    sent = bench.advance(1.0)
+    assert to(sent, "b"), "and broadcast"
+
+
+def test_two_accusations_of_one_incarnation_are_refuted_once():
+    bench = Bench("a", "b")
+    bench.meet("a", "b")
+    bench.receive("a", items=[accuse("me", by="a"), accuse("me", by="b")])
+    assert bench.node.incarnation == 2
+
+
+def test_our_own_word_from_an_earlier_run_is_outbid():
+    bench = Bench("a", incarnation=1)
+    bench.receive("a", MessageType.PING, items=[alive("a"), alive("me", 7)], known=7)
+    assert bench.node.incarnation == 8
+
+
+def test_our_own_leaving_at_this_incarnation_is_outbid():
+    bench = Bench("a", incarnation=3)
+    bench.receive("a", MessageType.PING, items=[left("me", 3)], known=3)
+    assert bench.node.incarnation == 4
+
+
+def test_a_member_back_with_an_old_incarnation_is_told_of_its_newer_one():
+    bench = Bench("a")
+    bench.meet("a", incarnation=5)
+    bench.run_with(3, "a")
+    sent = bench.receive("a", MessageType.PING, incarnation=1, known=1)
+    (ack,) = to(sent, "a", MessageType.ACK)
+    assert [(c.subject, c.incarnation) for c in claims(ack.items)] == [(key("a").id, 5)]
+
+
+def test_a_death_is_signed_only_by_who_has_seen_the_silence():
+    bench = Bench("a", "b", "c", "d")
+    bench.meet("a", "b", "c", "d")
+    bench.receive("a", items=[accuse("b", by=name) for name in ("a", "c", "d")])
+    bench.advance(0.2)
+    bench.run_with(4.5, "a", "c", "d", "b")
+    assert bench.state("b") is DEAD
+    signers = {
+        claim.signer for claim in claims(items_in(bench.sent)) if claim.subject == key("b").id
+    }
+    assert key("me").id not in signers
+
+
+def test_a_member_declared_dead_is_alive_only_once_it_is_heard_again():
+    bench = Bench("a", "b", "c")
+    bench.meet("a", "b", "c")
+    bench.receive("a", items=[accuse("b", by="a"), accuse("b", by="c")])
+    bench.advance(4.5)
+    assert bench.state("b") is DEAD
+    bench.meet("a", "c")
+    bench.receive("a", items=[alive("b", 2)])
+    assert bench.state("b") is DEAD, "so far it is but hearsay"
+    sent = bench.advance(0.2)
+    assert to(sent, "b", MessageType.PING), "which is checked without delay"
+    bench.receive("b", MessageType.PING, incarnation=2)
+    assert bench.state("b") is ALIVE
+
+
+# Facts
+
+
+def test_a_fact_heard_of_is_an_event_a_member_and_news_for_others():
+    bench = Bench("a", "b")
+    bench.meet("a", "b")
+    bench.receive("a", items=[alive("f"), Item(FactKind.RECORD, record("f"))])
+    (event,) = bench.seen(FactLearned)
+    assert (event.fact.key, event.source) == (key("f").id, key("a").id)
+    assert MemberJoined(key("f").id) in bench.events
+    assert bench.view("f").incarnation == 1, "a record is taken in before the claims beside it"
+    assert record("f") in [item.blob for item in items_in(bench.advance(1.0))]
+
+
+def test_a_fact_added_by_others_is_broadcast():
+    bench = Bench("a")
+    bench.meet("a")
+    merge = bench.ledger.merge_untrusted(FactKind.RECORD, record("f"), WALL)
+    bench.do("fact_added", merge.fact, bench.now)
+    assert bench.state("f") is DEAD
+    assert bench.seen(FactLearned) == [], "who adds it knows it"
+    assert record("f") in [item.blob for item in items_in(bench.advance(1.0))]
+
+
+def test_a_forgotten_member_is_gone_and_may_come_back():
+    bench = Bench("a", "b")
+    bench.meet("a", "b")
+    entries = bench.node.statistics().entries
+    bench.ledger.forget(key("b").id)
+    bench.do("forget", key("b").id)
+    assert bench.state("b") is None
+    assert bench.node.statistics().entries == entries - 2
+    bench.receive("a", items=[Item(FactKind.RECORD, record("b")), alive("b")])
+    assert bench.state("b") is DEAD
+
+
+# Leaving
+
+
+def test_leaving_tells_several_members_at_once_and_ends():
+    names = [f"m{number}" for number in range(20)]
+    bench = Bench(*names)
+    bench.meet(*names)
+    sent = bench.do("leave", bench.now)
+    assert len({target for _, target in sent}) == 8
+    assert all(LEFT in {claim.state for claim in claims(message.items)} for message, _ in sent)
+    assert bench.seen(LeaveAnnounced) == []
+    sent = bench.advance(1.0)
+    assert {message.type for message, _ in sent} == {MessageType.GOSSIP}
+    assert bench.seen(LeaveAnnounced) == [LeaveAnnounced()]
+    assert bench.advance(60.0) == [], "it probes no more"
+
+
+def test_who_is_alone_has_left_at_once():
+    bench = Bench("a")
+    bench.do("leave", bench.now)
+    assert bench.seen(LeaveAnnounced) == [LeaveAnnounced()]
+
+
+def test_leaving_twice_is_leaving_once():
+    bench = Bench("a")
+    bench.do("leave", bench.now)
+    assert bench.do("leave", bench.now) == []
+    assert bench.seen(LeaveAnnounced) == [LeaveAnnounced()]
+
+
+def test_a_node_that_has_left_refutes_nothing_and_still_answers():
+    bench = Bench("a")
+    bench.meet("a")
+    bench.do("leave", bench.now)
+    (answer,) = bench.receive("a", MessageType.PING, items=[accuse("me", by="a")], sequence=5)
+    assert (answer[0].type, answer[0].sequence) == (MessageType.ACK, 5)
+    assert bench.node.incarnation == 1
+    assert bench.do("contact", key("a").id, bench.now) == []
+
+
+def test_a_member_that_has_left_is_neither_probed_nor_suspected():
+    bench = Bench("a", "b")
+    bench.meet("a", "b")
+    bench.receive("a", items=[left("a")])
+    bench.receive("b", items=[accuse("a", by="b")])
+    assert bench.state("a") is LEFT
+    before = len(bench.sent)
+    bench.run_with(60.0, "b")
+    assert bench.state("a") is LEFT
+    assert to(bench.sent[before:], "a", MessageType.PING) == []
+
+
+def test_a_member_that_left_is_alive_again_at_a_higher_incarnation_only():
+    bench = Bench("a")
+    bench.meet("a")
+    bench.receive("a", items=[left("a", 1)])
+    sent = bench.receive("a", MessageType.PING, items=[alive("a", 1)])
+    assert bench.state("a") is LEFT
+    assert LEFT in [claim.state for claim in claims(items_in(sent))], "and is told why"
+    bench.receive("a", MessageType.PING, items=[alive("a", 2)], incarnation=2)
+    assert bench.state("a") is ALIVE
+
+
+# The driver's contract
+
+
+def test_every_deadline_has_a_reason_and_handling_it_moves_on():
+    bench = Bench("a", "b", "c")
+    bench.meet("a", "b", "c")
+    for _ in range(300):
+        timer = bench.node.get_timer()
+        assert timer.reason
+        bench.now = max(bench.now, timer.at)
+        bench.node.handle_timer(bench.now)
+        bench._drain()
+        assert bench.node.get_timer() != timer
+
+
+def test_a_timer_handled_early_does_nothing():
+    bench = Bench("a")
+    timer = bench.node.get_timer()
+    assert bench.do("handle_timer", bench.now) == []
+    assert bench.node.get_timer() == timer
+
+
+def test_the_same_inputs_give_the_same_outputs():
+    histories = []
+    for _ in range(2):
+        bench = Bench("a", "b", "c")
+        bench.meet("a", "b")
+        bench.advance(60)
+        histories.append((bench.sent, bench.events))
+    assert histories[0] == histories[1]
+
+
+def test_a_node_alone_is_at_rest():
+    node = Node(
+        key("me"),
+        MESH,
+        Ledger(MESH),
+        config=GossipConfig(),
+        rng=random.Random(1),
+        now=0.0,
+        incarnation=1,
+    )
+    for _ in range(100):
+        node.handle_timer(node.get_timer().at)
+    assert node.datagrams_to_send() == []
+    assert node.next_event() is None
+    assert node.members() == []
+
+
+@pytest.mark.parametrize("count", [40, 300])
+def test_no_datagram_is_too_long_however_much_there_is_to_tell(count):
+    names = [f"m{number}" for number in range(count)]
+    bench = Bench(*names)
+    bench.meet(*names[:5])
+    for name in names[5:]:
+        bench.receive("m0", items=[alive(name)])
+    bench.receive("m1", MessageType.DIGEST, buckets=bytes(512), sequence=3)
+    summaries = [message.summary for message, _ in bench.sent if message.summary is not None]
+    ids = [entry.id for summary in summaries for entry in summary.entries]
+    assert len(ids) == len(set(ids)) == 2 * count + 2
+    assert summaries[0].first == bytes(8)
+    assert summaries[-1].last == b"\xff" * 8
+    bench.advance(2.0)

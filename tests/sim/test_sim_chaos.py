@@ -1,0 +1,59 @@
+"""Chaos asserts safety; then the network heals, and convergence is demanded in a stated time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sim.scenarios import run_chaos
+
+ROOT = Path(__file__).parents[2]
+
+SEEDS = [(seed, size) for size in (2, 3, 6) for seed in range(6)]
+
+# Histories in which something once went wrong.
+CORPUS: list[tuple[int, int]] = []
+
+
+@pytest.mark.parametrize(("seed", "size"), SEEDS + CORPUS)
+def test_whatever_happens_the_mesh_heals_once_the_network_has(seed, size):
+    run_chaos(seed, size=size)
+
+
+def test_a_larger_mesh_heals_as_well():
+    run_chaos(1, size=16, chaos_seconds=40.0)
+
+
+def test_one_seed_is_one_history():
+    first, second = (run_chaos(7, chaos_seconds=30.0) for _ in range(2))
+    assert first.trace == second.trace
+    assert first.trace_hash == second.trace_hash
+    assert first.trace_hash != run_chaos(8, chaos_seconds=30.0).trace_hash
+
+
+def test_a_history_does_not_depend_on_how_python_hashes_strings():
+    script = (
+        "from sim.scenarios import run_chaos; print(run_chaos(7, chaos_seconds=30.0).trace_hash)"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": path, "PATH": os.defpath},
+            capture_output=True,
+            check=True,
+            text=True,
+            cwd=ROOT,
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(outputs) == 1, outputs
+
+
+def test_the_soak_runs_and_says_what_it_found():
+    command = [sys.executable, str(ROOT / "tests" / "sim" / "soak.py"), "--seeds", "2"]
+    result = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT)
+    assert "2 seeds" in result.stdout
+    assert "failed: 0" in result.stdout
