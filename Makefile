@@ -22,10 +22,10 @@ check: setup ## formatting, lint and types
 	$(PYTHON) -m ruff check . $(LAB)
 	$(PYTHON) -m mypy meshd netns-lab/lablib
 
-soak: setup ## long searches, SEEDS=1000 by default
-	MESHD_SEEDS=$(SEEDS) $(PYTEST) --quiet tests/sim
+soak: setup ## search SEEDS=1000 simulated histories for one that breaks the mesh
+	$(PYTHON) tests/sim/soak.py --seeds $(SEEDS)
 
-bench: setup ## measurements beside a baseline
+bench: setup ## run the measurements
 	for file in bench/bench_*.py; do $(PYTHON) "$$file" || exit 1; done
 
 lab: setup ## bring up five machines, one behind NAT, with meshd on them

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lablib.namespace import Namespace
 
 PROJECT = Path(__file__).resolve().parents[2]
-IN_VM = "MESHD_LAB_VM"  # set in the environment of what runs in the virtual machine
+IN_VM = "MLAB_IN_VM"  # set in the environment of what runs in the virtual machine
 
 
 class Start(enum.Enum):

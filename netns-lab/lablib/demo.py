@@ -38,18 +38,28 @@ def run(*, name: str) -> int:
     console.say(f"{draw(plan)}\n")
     if Start.default() is Start.FORK:
         preload()
-    with Lab(plan, name=name) as lab:
-        with _step("five machines, five routers and their wires"):
-            pass
-        _members_come_up(lab)
-        _everyone_pings_everyone(lab)
-        _daemon_is_killed(lab)
-        _cable_is_pulled(lab)
-        console.say("\nwhat any of them shows, here a:\n")
-        console.say(lab["a"].meshctl("status").stdout)
+    lab = Lab(plan, name=name)
+    with _step(f"{len(plan.members)} machines, {len(plan.routers)} routers and their wires"):
+        lab.up()
+    try:
+        _tell(lab)
+    except LabError:
+        for node in lab.nodes.values():
+            console.say(f"\nthe log of {node.name} ends:\n{node.log_tail()}")
+        raise
+    finally:
         with _step("everything is removed"):
             lab.down()
     return 0
+
+
+def _tell(lab: Lab) -> None:
+    _members_come_up(lab)
+    _everyone_pings_everyone(lab)
+    _daemon_is_killed(lab)
+    _cable_is_pulled(lab)
+    console.say("\nwhat any of them shows, here a:\n")
+    console.say(lab["a"].meshctl("status").stdout)
 
 
 @contextlib.contextmanager
