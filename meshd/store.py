@@ -32,7 +32,7 @@ from meshd.codec import address_untrusted, pack_address
 from meshd.errors import BadPacket, StartError, StoreError
 from meshd.keys import InviteId, MeshId, NodeId, fingerprint
 from meshd.state_directory import StateDirectory
-from meshd.store_schema import create_database, damaged, open_database
+from meshd.store_schema import create_database, damaged, open_database, unopenable
 from meshd.trust.fact import Fact, FactKind
 from meshd.wg.types import Endpoint
 
@@ -355,7 +355,7 @@ class Store:
         try:
             rows: list[tuple[Any, ...]] = self._database.execute(query, parameters).fetchall()
         except sqlite3.Error as exc:
-            raise self._damaged(str(exc)) from exc
+            raise unopenable(self.path, exc) from exc
         return rows
 
     def _damaged(self, how: str) -> StartError:

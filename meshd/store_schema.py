@@ -7,12 +7,13 @@ empty or short was damaged, and is never taken for a fresh one.
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from meshd.errors import StartError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from meshd.state_directory import StateDirectory
@@ -37,6 +38,9 @@ MIGRATIONS: tuple[str, ...] = (
     """,
 )
 VERSION = len(MIGRATIONS)
+
+# What SQLite says of a file's contents; all else it says of the disk the file is on.
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 DAMAGED_ADVICE = (
     "it is left as it is for recovery: move it away and join again with a token or the secret "
@@ -64,7 +68,12 @@ def create_database(directory: StateDirectory, path: Path) -> None:
 
 def open_database(path: Path) -> sqlite3.Connection:
     """Open a database and bring it up to date.  Raise StartError without having touched it."""
-    version = _judge(path)
+    with _nothing_left_beside(path):
+        version = _judge(path)
+        return _open(path, version)
+
+
+def _open(path: Path, version: int) -> sqlite3.Connection:
     try:
         database = sqlite3.connect(
             path, isolation_level=None, timeout=BUSY_TIMEOUT, check_same_thread=False
@@ -77,13 +86,21 @@ def open_database(path: Path) -> sqlite3.Connection:
             database.close()
             raise
     except sqlite3.Error as exc:
-        raise StartError(f"{path}: cannot be opened: {exc}; is the disk full?") from exc
+        raise unopenable(path, exc) from exc
     return database
 
 
 def damaged(path: Path, how: str) -> StartError:
     """Return the error that says what to do about a damaged database."""
     return StartError(f"{path}: is damaged ({how}); {DAMAGED_ADVICE}")
+
+
+def unopenable(path: Path, error: sqlite3.Error) -> StartError:
+    """Return what an error of SQLite's means: a full disk must not be taken for a damaged file."""
+    # The low byte is the error, the rest its circumstances: https://sqlite.org/rescode.html
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+        return damaged(path, str(error))
+    return StartError(f"{path}: cannot be opened: {error}; is the disk full, or read-only?")
 
 
 def _migrate(database: sqlite3.Connection, version: int) -> None:
@@ -100,8 +117,6 @@ def _judge(path: Path) -> int:
         raise StartError(f"{path}: cannot be read: {exc.strerror}") from exc
     if head != HEADER:
         raise damaged(path, "it is no SQLite database" if head else "it is empty")
-    beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
-    absent = [other for other in beside if not other.exists()]
     try:
         uri = f"{path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT)) as database:
@@ -109,10 +124,7 @@ def _judge(path: Path) -> int:
             version = _pragma(database, "user_version")
             verdict = _pragma(database, "quick_check(1)")
     except sqlite3.Error as exc:
-        raise damaged(path, str(exc)) from exc
-    finally:
-        for other in absent:
-            other.unlink(missing_ok=True)
+        raise unopenable(path, exc) from exc
     if verdict != "ok":
         raise damaged(path, str(verdict).splitlines()[-1])
     if application != APPLICATION_ID or not isinstance(version, int):
@@ -128,3 +140,16 @@ def _judge(path: Path) -> int:
 def _pragma(database: sqlite3.Connection, name: str) -> object:
     value: object = database.execute(f"PRAGMA {name}").fetchone()[0]
     return value
+
+
+@contextmanager
+def _nothing_left_beside(path: Path) -> Iterator[None]:
+    """Remove the files that SQLite makes beside a database, if it cannot be opened after all."""
+    beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
+    absent = [other for other in beside if not other.exists()]
+    try:
+        yield
+    except BaseException:
+        for other in absent:
+            other.unlink(missing_ok=True)
+        raise

@@ -318,7 +318,7 @@ def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("pages", [1, 2, 3, 4, 6, 8, 10, 12])
+@pytest.mark.parametrize("pages", [1, 2, 3, 4, 8, 12, 16, 20])
 def test_a_disk_that_is_full_at_the_first_start_is_left_empty(tmp_path: Path, pages: int) -> None:
     script = """
         import os, sys
@@ -335,6 +335,7 @@ def test_a_disk_that_is_full_at_the_first_start_is_left_empty(tmp_path: Path, pa
             if store is not None:
                 store.close()
             assert "\\n" not in str(exc)
+            assert "damaged" not in str(exc)
             assert list(disk.iterdir()) == [], list((disk / "mesh0").iterdir())
             print("refused")
         else:
@@ -346,6 +347,35 @@ def test_a_disk_that_is_full_at_the_first_start_is_left_empty(tmp_path: Path, pa
     assert told in {"refused\n", "room enough\n"}
     if pages <= 4:
         assert told == "refused\n"
+
+
+def test_a_disk_that_is_full_at_a_later_start_is_not_taken_for_damage(tmp_path: Path) -> None:
+    script = """
+        import sys
+        from pathlib import Path
+        from meshd.errors import StartError
+        from meshd.keys import MeshId
+        from meshd.store import Store
+        disk = Path(sys.argv[1])
+        with Store.open(disk / "mesh0") as store:
+            store.bind(MeshId(bytes(32)))
+        before = {path.name: path.read_bytes() for path in (disk / "mesh0").iterdir()}
+        try:
+            (disk / "rest").write_bytes(bytes(1024 * 1024))
+        except OSError:
+            pass
+        try:
+            Store.open(disk / "mesh0")
+        except StartError as exc:
+            print(exc)
+        (disk / "rest").unlink()
+        assert {path.name for path in (disk / "mesh0").iterdir()} == before.keys()
+        with Store.open(disk / "mesh0") as store:
+            assert store.mesh == MeshId(bytes(32))
+    """
+    told = in_mount_namespace(script, options="size=256k", directory=tmp_path / "disk")
+    assert "is the disk full" in told
+    assert "damaged" not in told
 
 
 def test_facts_wait_in_memory_while_the_disk_is_full(tmp_path: Path) -> None:
