@@ -491,9 +491,9 @@ class Engine:
         standing = self.ledger.standing(node)
         if node == self.identity.node:
             if standing is not None and standing.blob != self._own.blob:
-                # From a later life of ours than our disk remembers, or from a clone.
-                self._own.outrun(standing.record.sequence)
-                self._emit(events.SequenceOutrun(standing.record.sequence))
+                # From an earlier run; or from a later life than our disk remembers; or a clone.
+                if self._own.outrun(standing.record.sequence):
+                    self._emit(events.SequenceOutrun(standing.record.sequence))
                 self._record_due = True
         elif standing is not None and standing.admitted:
             self._nodes_by_ipv6[self.ipv6_of(node)] = node

@@ -50,10 +50,16 @@ class OwnRecord:
         """The newest record's sequence number; 0 before the first."""
         return 0 if self.record is None else self.record.sequence
 
-    def outrun(self, sequence: int) -> None:
-        """Make the next record newer than `sequence`, and due."""
-        self._next_sequence = max(self._next_sequence, sequence + 1)
+    def outrun(self, sequence: int) -> bool:
+        """Make the next record newer than `sequence`, and due.
+
+        Return whether the number is beyond what our disk has reserved.
+        """
         self._said = None
+        if sequence < self._next_sequence:
+            return False
+        self._next_sequence = sequence + 1
+        return True
 
     def update(self, identity: Identity, content: RecordContent) -> bool:
         """Sign a new record if it would say anything new.  Return whether it did."""
