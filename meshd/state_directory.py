@@ -106,6 +106,10 @@ class StateDirectory:
             _remove([partial])
             raise StartError(f"{path}: cannot be written: {exc.strerror}") from exc
 
+    def expect(self, *paths: Path) -> None:
+        """Say that others may make these files: they go, too, if the start fails."""
+        self._created += [path for path in paths if not path.exists()]
+
     def keep(self) -> None:
         """Say that the start has succeeded: what it has created stays."""
         self._created.clear()

@@ -64,6 +64,7 @@ def create_database(directory: StateDirectory, path: Path) -> None:
             leftover.unlink(missing_ok=True)
         raise StartError(f"{path}: cannot be made: {exc}; is the disk full?") from exc
     directory.put(partial, path)
+    directory.expect(*_beside(path))
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -142,11 +143,15 @@ def _pragma(database: sqlite3.Connection, name: str) -> object:
     return value
 
 
+def _beside(path: Path) -> tuple[Path, ...]:
+    """Return the files that SQLite has beside an open database."""
+    return tuple(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+
+
 @contextmanager
 def _nothing_left_beside(path: Path) -> Iterator[None]:
     """Remove the files that SQLite makes beside a database, if it cannot be opened after all."""
-    beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
-    absent = [other for other in beside if not other.exists()]
+    absent = [other for other in _beside(path) if not other.exists()]
     try:
         yield
     except BaseException:
