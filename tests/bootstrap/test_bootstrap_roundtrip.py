@@ -42,10 +42,13 @@ from meshd.bootstrap.events import (
 )
 from meshd.bootstrap.joiner import ATTEMPTS_PER_ENDPOINT_MAX, SEED_ENDPOINTS_MAX, JoinerConfig
 from meshd.bootstrap.messages import (
+    PROLOGUE,
     decode_admission_request_untrusted,
     encode_admission_request,
+    encode_request,
     open_request_untrusted,
 )
+from meshd.bootstrap.noise import KEY_BYTES, Initiator
 from meshd.bootstrap.responder import (
     PENDING_LIFETIME,
     PENDING_MAX,
@@ -184,6 +187,19 @@ def test_nobody_without_the_bootstrap_key_gets_an_answer():
     assert responder.datagrams_to_send() == []
     statistics = responder.statistics()
     assert (statistics.bad_packets, statistics.pending) == (len(attempts), 0)
+
+
+def test_a_request_shorter_than_the_longest_answer_is_refused_however_well_sealed():
+    responder = new_responder()
+    sealer = Initiator(psk=BOOTSTRAP_KEY, prologue=PROLOGUE, ephemeral=b"\x31" * KEY_BYTES)
+    payload = encode_request(
+        by_invite(), key=NEWCOMER, mesh=MESH, binding=sealer.binding, wall=WALL
+    )
+    request = b"mesh\x01" + sealer.write_request(payload[:-1])
+
+    event = opened(responder, request)
+
+    assert event == BadPacketReceived(NEWCOMER_AT, "request of the wrong length")
 
 
 def test_a_bit_flipped_anywhere_in_a_request_opens_nothing():
