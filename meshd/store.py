@@ -15,7 +15,8 @@ Rule 3: a database that is damaged is left exactly as it was found, and so is on
         this program.  To look is not to touch: checks use a connection that cannot write.
 
 Rule 4: a start that fails before anything has been written leaves nothing behind: what `open` has
-        created is removed by `close`, unless something has been saved in between.
+        created is removed by `close`, unless something has been saved in between.  (What is only
+        provisional does not count.)
 """
 
 from __future__ import annotations
@@ -178,9 +179,13 @@ class Store:
                 "the right node.key back, or move mesh.db away and join again as this node"
             )
 
-    def save_secret(self, name: Secret, value: bytes) -> None:
-        """Keep a secret, durably."""
-        with self._write(durable=True) as database:
+    def save_secret(self, name: Secret, value: bytes, *, provisional: bool = False) -> None:
+        """Keep a secret, durably.
+
+        A provisional one outlives a crash, and goes as `open`'s files do when nothing else is
+        saved.
+        """
+        with self._write(durable=True, keep=not provisional) as database:
             row = (name, value, _check(name, value))
             database.execute("INSERT OR REPLACE INTO secrets VALUES (?, ?, ?)", row)
 
@@ -330,7 +335,7 @@ class Store:
             yield
 
     @contextmanager
-    def _write(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
+    def _write(self, *, durable: bool, keep: bool = True) -> Iterator[sqlite3.Connection]:
         """Run one transaction, or take part in the one that runs."""
         if self._database.in_transaction:
             yield self._database
@@ -348,7 +353,8 @@ class Store:
                 raise
         except sqlite3.Error as exc:
             raise StoreError(f"{self.path}: cannot be written: {exc}") from exc
-        self._directory.keep()
+        if keep:
+            self._directory.keep()
 
     def _read(self, query: str, parameters: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
         # The tables are STRICT, so SQLite vouches for the types of the columns.
