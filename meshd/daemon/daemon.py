@@ -107,6 +107,9 @@ async def _run(config: Config, milestones: Milestones) -> int:
             host = _Host(config, start, opened)
             milestones.reach("interface")
             await Daemon(config, store, start, host, milestones).run()
+            # A seed may have honoured our token though its answer is still on the way: the key that
+            # it was honoured for must not be lost.
+            store.keep()
             opened.pop_all()  # the data plane outlives the daemon
             host.let_go()
     return 0
@@ -445,7 +448,7 @@ class Daemon:
                 await trio.sleep(LOCAL_SETTLE_INTERVAL)
                 addresses = self._local_addresses()
                 await self.driver.submit(partial(self.engine.local_changed, addresses))
-                self.reconciler.wake()
+                self.reconciler.resync()
 
     def _local_addresses(self) -> tuple[IPAddress, ...]:
         return host_candidates(

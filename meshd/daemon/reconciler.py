@@ -8,6 +8,9 @@ writes to the kernel.
     netlink ──────┼─▶ observe ─▶ diff ─▶ apply ─▶ tell the engine what is there
     every 5 s ────┘      ▲                 │
                          └── pause ◀─ DeviceError
+
+A new plan mostly changes peers, so only the device is looked at for it; the interface's addresses,
+routes and nft rules are when they are to change, when netlink rings, and every few seconds.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.keys import WireGuardKey
+    from meshd.net.link import LinkSpec
     from meshd.net.mux import PortMux
     from meshd.net.rtnetlink import RouteNetlink
     from meshd.plan.plan import DesiredState
@@ -37,7 +41,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESYNC_INTERVAL = 5.0  # handshakes, counters and roaming have no notifications
-COALESCE_INTERVAL = 0.002  # a burst of records becomes one change
+COALESCE_INTERVAL = 0.005  # a burst of records becomes one change
+DUTY_MAX = 0.25  # of the time, while changes keep coming
 ERROR_PAUSE_MIN = 0.2
 ERROR_PAUSE_MAX = 10.0
 
@@ -84,6 +89,8 @@ class Reconciler:
         self._repaired = repaired
         self._applied_endpoints: dict[WireGuardKey, Endpoint] = {}
         self._wanted = trio.Event()
+        self._stale = True  # anything besides the peers may have changed
+        self._link: LinkSpec | None = None  # as last applied
         self._link_replaced = link_replaced
         self._index: int | None = None
         self._stopped = False
@@ -95,16 +102,26 @@ class Reconciler:
         self._stopped = True
 
     def wake(self) -> None:
-        """Ask for a run soon."""
+        """Ask for a run soon: the plan has changed."""
+        self._wanted.set()
+
+    def resync(self) -> None:
+        """Ask for a run soon that looks at everything: something has changed on this host."""
+        self._stale = True
         self._wanted.set()
 
     async def run(self) -> None:
         """Run until cancelled."""
         pause = ERROR_PAUSE_MIN
+        resync_at = trio.current_time() + RESYNC_INTERVAL
         while True:
-            with trio.move_on_after(RESYNC_INTERVAL):
+            with trio.move_on_at(resync_at):
                 await self._wanted.wait()
                 await trio.sleep(COALESCE_INTERVAL)
+            started_at = trio.current_time()
+            if started_at >= resync_at:
+                self._stale = True
+                resync_at = started_at + RESYNC_INTERVAL
             self._wanted = trio.Event()
             if self._stopped:
                 return
@@ -114,29 +131,38 @@ class Reconciler:
                 self._failed(error)
                 await trio.sleep(pause)
                 pause = min(pause * 2, ERROR_PAUSE_MAX)
-                self.wake()
+                self.resync()
             else:
                 self.error = None
                 pause = ERROR_PAUSE_MIN
+                took = trio.current_time() - started_at
+                await trio.sleep(min(took * (1 / DUTY_MAX - 1), 1.0))
 
     async def reconcile(self) -> None:
         """Bring the kernel to the desired state once.  Raise DeviceError."""
         self.statistics.runs += 1
+        desired = self._desired()
+        stale = self._stale or desired.link != self._link
+        if stale:
+            await self._reconcile_link(desired.link)
+        status = self._reconcile_device(desired)
+        self._stale = False
+        self._observed(status)
+
+    async def _reconcile_link(self, desired: LinkSpec) -> None:
+        first = self._index is None
         link = self._links.observe(self._interface)
-        if link is None or (self._index is not None and link.index != self._index):
+        if link is None or (not first and link.index != self._index):
             await self._make_anew()
             link = self._links.observe(self._interface)
             if link is None:
                 raise DeviceError(f"make interface {self._interface}", errno.ENODEV)
-        first = self._index is None
         self._index = link.index
-        desired = self._desired()
-        status = self._reconcile_device(desired)
-        changes = diff_link(desired.link, link)
+        changes = diff_link(desired, link)
         if changes:
             self.statistics.changes += 1
             self._links.apply(self._interface, changes)
-        self._observed(status)
+        self._link = desired
         await self._reconcile_mux(first=first)
 
     def _reconcile_device(self, desired: DesiredState) -> DeviceStatus:

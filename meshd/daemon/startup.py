@@ -102,18 +102,24 @@ def begin(config: Config, store: Store, wall: float) -> Start:
 
 def remember(store: Store, start: Start, identity: Identity) -> None:
     """Put an identity on disk for the first time.  Raise StartError or StoreError."""
-    store.bind(identity.mesh)
-    store.save_secret(Secret.WIREGUARD_KEY, bytes(identity.wireguard_key))
-    store.save_secret(Secret.BOOTSTRAP_KEY, bytes(identity.bootstrap_key))
-    if start.mesh_key is not None:
-        store.save_secret(Secret.MESH_KEY, start.mesh_key.seed)
-    store.reserve_sequence(Counter.STARTS, 1, above=start.memory.sequence >> SEQUENCE_SHIFT)
-    store.reserve_sequence(Counter.INCARNATION, 1, above=start.memory.incarnation)
-    update(store, identity)
+    with store.together():
+        store.bind(identity.mesh)
+        store.save_secret(Secret.WIREGUARD_KEY, bytes(identity.wireguard_key))
+        store.save_secret(Secret.BOOTSTRAP_KEY, bytes(identity.bootstrap_key))
+        if start.mesh_key is not None:
+            store.save_secret(Secret.MESH_KEY, start.mesh_key.seed)
+        store.reserve_sequence(Counter.STARTS, 1, above=start.memory.sequence >> SEQUENCE_SHIFT)
+        store.reserve_sequence(Counter.INCARNATION, 1, above=start.memory.incarnation)
+        _save(store, identity)
 
 
 def update(store: Store, identity: Identity) -> None:
     """Keep what the mesh has granted or taught us.  Raise StoreError."""
+    with store.together():
+        _save(store, identity)
+
+
+def _save(store: Store, identity: Identity) -> None:
     store.save_meta(Meta.CHAIN, pack({1: identity.chain}))
     store.save_meta(Meta.NAME, identity.name.encode())
     store.save_meta(Meta.IPV4_PREFIX, str(identity.ipv4_prefix).encode())

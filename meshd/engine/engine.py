@@ -42,15 +42,15 @@ from meshd.gossip.node import Node
 from meshd.keys import NodeId
 from meshd.path import events as path_events
 from meshd.path.agent import Agent
+from meshd.path.candidates import own_candidates
 from meshd.path.config import PathConfig
 from meshd.plan.claims import Claim, resolve_claims
 from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
 from meshd.trust.credential import covered, verify_chain_untrusted
 from meshd.trust.fact import FactKind
 from meshd.trust.ledger import Ledger
-from meshd.trust.record import Candidate, CandidateKind
 from meshd.underlay import DatagramType, Timer, datagram_type_untrusted
-from meshd.wg.types import DeviceStatus, Endpoint
+from meshd.wg.types import DeviceStatus
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from meshd.trust.fact import Fact
     from meshd.trust.standing import Standing
     from meshd.underlay import Outgoing
+    from meshd.wg.types import Endpoint
 
 _STATE_EVENTS = {
     MemberState.ALIVE: "member-alive",
@@ -135,7 +136,7 @@ class Engine:
             identity.mesh,
             identity.bootstrap_key,
             config=config.path,
-            excluded=(overlay_prefix(identity.mesh), identity.ipv4_prefix),
+            excluded=self._own_networks(),
             rng=rng,
             now=now,
         )
@@ -336,11 +337,6 @@ class Engine:
         """Our own signed record; empty before we are admitted."""
         return self._own.blob
 
-    @property
-    def heard_anybody(self) -> bool:
-        """Whether any member was heard through its tunnel in this run."""
-        return any(view.heard for view in self.gossip.members())
-
     # For the parts of the engine
 
     def emit(self, event: Event) -> None:
@@ -367,7 +363,7 @@ class Engine:
         if identity == self.identity:
             return
         self.identity = identity
-        self.path.exclude((overlay_prefix(identity.mesh), identity.ipv4_prefix), now)
+        self.path.exclude(self._own_networks(), now)
         self._record_due = True
         self._emit(events.Admitted(identity))
 
@@ -534,27 +530,25 @@ class Engine:
 
     def _content(self, credential: Credential) -> RecordContent:
         config = self.config
-        kinds = (
-            (CandidateKind.CONFIGURED, config.configured, 0),
-            (
-                CandidateKind.HOST,
-                tuple(Endpoint(address, config.listen_port) for address in self._local),
-                config.control_port,
-            ),
-            (CandidateKind.REFLEXIVE, self.path.reflexive, 0),
-        )
-        candidates = (
-            Candidate(kind, endpoint.address, endpoint.port, control_port)
-            for kind, endpoints, control_port in kinds
-            for endpoint in endpoints
+        candidates = own_candidates(
+            hosts=self._local,
+            port=config.listen_port,
+            control_port=config.control_port,
+            configured=config.configured,
+            reflexive=self.path.reflexive,
+            excluded=self._own_networks(),
         )
         return RecordContent(
-            candidates=tuple(candidates),
+            candidates=candidates,
             ipv4=self.ipv4,
             routes=tuple(r for r in config.advertise if covered(r, credential.routes)),
             relay=config.relay and credential.relay,
             version=config.version,
         )
+
+    def _own_networks(self) -> tuple[IPNetwork, ...]:
+        """Return the mesh's own networks: no endpoint is ever inside them."""
+        return overlay_prefix(self.identity.mesh), self.identity.ipv4_prefix
 
     def _resolve_addresses(self) -> None:
         """Decide all members' IPv4 addresses, and claim another one if ours is lost."""

@@ -19,7 +19,6 @@ from meshd.bootstrap.joiner import Joiner
 from meshd.bootstrap.messages import ByInvite, ByRecord
 from meshd.engine import events
 from meshd.errors import BadPacket
-from meshd.gossip.claim import MemberState
 from meshd.trust.fact import FactKind
 from meshd.trust.grammar import CLOCK_SKEW_MAX
 from meshd.underlay import Timer
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from meshd.wg.types import Endpoint
 
 ALONE_TIMEOUT = 5.0  # with members known from earlier, or after having been let in
-_LISTENING = {MemberState.ALIVE, MemberState.SUSPECT}
 
 
 class Entry:
@@ -104,8 +102,7 @@ class Entry:
 
     def _watch_company(self, now: float) -> None:
         """Stop asking when a member is heard; begin again when none has been for a while."""
-        accompanied = any(view.state in _LISTENING for view in self._engine.gossip.members())
-        if accompanied:
+        if self._engine.gossip.accompanied:
             self._alone_since = self._ask_at = None
             self.silent = False
             self.refusal = None
