@@ -1,14 +1,16 @@
 """The fewest changes that bring a WireGuard device from what it is to what it should be.
 
 Rule 1: never start over.  No `replace_peers`, no key or port written that is there already: a peer
-        that is not to change keeps its session.
+        that is not to change keeps its session, and is not mentioned.
 
 Rule 2: an allowed-ip that has an owner before and after has one in between.  The kernel moves an
         allowed-ip silently to whoever is given it, so that givers come last:
 
             drops (hold nothing others want) → gains and settings → shrinkings → drops (the others)
 
-        A peer that only hands allowed-ips over needs no change of its own.
+        A peer that only hands allowed-ips over needs no change of its own.  Allowed-ips are
+        replaced only where one is left to nobody: the kernel empties the set and fills it again,
+        and for those microseconds the peer has none.
 
 Rule 3: WireGuard roams by itself, and what it has seen is newer than what we once decided.  An
         endpoint is written when it is a new decision, or when the peer has none.
@@ -20,26 +22,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from meshd.wg.types import DeviceChange, PeerChange, PeerStatus
+from meshd.wg.types import DeviceChange, PeerChange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from meshd.codec import IPNetwork
     from meshd.keys import PresharedKey, WireGuardKey
-    from meshd.wg.types import DeviceSpec, DeviceStatus, Endpoint, PeerSpec
+    from meshd.wg.types import DeviceSpec, DeviceStatus, Endpoint, PeerSpec, PeerStatus
 
 T = TypeVar("T")
 
-_NO_PEER = PeerStatus(
-    allowed_ips=frozenset(),
-    endpoint=None,
-    persistent_keepalive=0,
-    preshared_key=None,
-    last_handshake_time=0.0,
-    rx_bytes=0,
-    tx_bytes=0,
-)
+_NOTHING: frozenset[IPNetwork] = frozenset()
+_UNSET = (None, None, None)
 
 
 def diff_device(
@@ -67,7 +62,9 @@ def _diff_peers(
     observed: Mapping[WireGuardKey, PeerStatus],
     applied_endpoints: Mapping[WireGuardKey, Endpoint],
 ) -> tuple[PeerChange, ...]:
-    moving = _moving(desired, observed)
+    gained = _allowed_ips_beyond(desired, observed)
+    lost = _allowed_ips_beyond(observed, desired)
+    moving = _union(gained) & _union(lost)
     early: list[PeerChange] = []
     late: list[PeerChange] = []
     for key in sorted(observed.keys() - desired.keys()):
@@ -80,35 +77,42 @@ def _diff_peers(
         if known is None:
             settings.append(_added(key, spec))
             continue
-        dropped = known.allowed_ips - spec.allowed_ips - moving
-        # It may not let go of all at once while another has yet to take some of it.
-        gives = not moving.isdisjoint(known.allowed_ips - spec.allowed_ips)
-        setting = _changed(
-            key, spec, known, applied_endpoints.get(key), replace=bool(dropped) and not gives
+        # What moves goes by itself.  What is left to nobody goes by replacing all the peer has,
+        # and that has to wait until the others have taken theirs.
+        losses = lost.get(key, _NOTHING)
+        shrinks = not losses <= moving
+        waits = shrinks and not losses.isdisjoint(moving)
+        change = _changed(
+            key,
+            spec,
+            known,
+            applied_endpoints.get(key),
+            replace_allowed_ips=shrinks and not waits,
+            allowed_ips=spec.allowed_ips if shrinks and not waits else gained.get(key, _NOTHING),
         )
-        if setting != PeerChange(key, update_only=True):
-            settings.append(setting)
-        if dropped and gives:
-            shrinkings.append(_replaced(key, spec))
+        if change is not None:
+            settings.append(change)
+        if waits:
+            shrinkings.append(_shrunk(key, spec))
     return (*early, *settings, *shrinkings, *late)
 
 
-def _moving(
-    desired: Mapping[WireGuardKey, PeerSpec], observed: Mapping[WireGuardKey, PeerStatus]
-) -> frozenset[IPNetwork]:
-    """Return the allowed-ips that leave one peer for another."""
-    gained = [
-        spec.allowed_ips - observed.get(key, _NO_PEER).allowed_ips for key, spec in desired.items()
-    ]
-    lost = [
-        known.allowed_ips - desired[key].allowed_ips if key in desired else known.allowed_ips
-        for key, known in observed.items()
-    ]
-    return _union(gained) & _union(lost)
+def _allowed_ips_beyond(
+    these: Mapping[WireGuardKey, PeerSpec] | Mapping[WireGuardKey, PeerStatus],
+    those: Mapping[WireGuardKey, PeerSpec] | Mapping[WireGuardKey, PeerStatus],
+) -> dict[WireGuardKey, frozenset[IPNetwork]]:
+    """Return what peers have in `these` and have not in `those`; who has no such is left out."""
+    beyond = {}
+    for key, peer in these.items():
+        other = those[key].allowed_ips if key in those else _NOTHING
+        # Hashing and comparing networks is what a diff of equals would spend its time on.
+        if peer.allowed_ips != other and (difference := peer.allowed_ips - other):
+            beyond[key] = difference
+    return beyond
 
 
-def _union(sets: Iterable[frozenset[IPNetwork]]) -> frozenset[IPNetwork]:
-    return frozenset().union(*sets)
+def _union(sets: Mapping[WireGuardKey, frozenset[IPNetwork]]) -> frozenset[IPNetwork]:
+    return _NOTHING.union(*sets.values())
 
 
 def _added(key: WireGuardKey, spec: PeerSpec) -> PeerChange:
@@ -129,21 +133,27 @@ def _changed(
     known: PeerStatus,
     applied_endpoint: Endpoint | None,
     *,
-    replace: bool,
-) -> PeerChange:
+    replace_allowed_ips: bool,
+    allowed_ips: frozenset[IPNetwork],
+) -> PeerChange | None:
+    endpoint = _endpoint_to_write(spec.endpoint, known.endpoint, applied_endpoint)
+    keepalive = _if_changed(spec.persistent_keepalive, known.persistent_keepalive)
+    preshared_key = _if_changed_secret(spec.preshared_key, known.preshared_key)
+    if not (replace_allowed_ips or allowed_ips) and (endpoint, keepalive, preshared_key) == _UNSET:
+        return None
     return PeerChange(
         key,
         # Without it a peer that somebody else has just removed would come back half-made.
         update_only=True,
-        replace_allowed_ips=replace,
-        allowed_ips=spec.allowed_ips if replace else spec.allowed_ips - known.allowed_ips,
-        endpoint=_endpoint_to_write(spec.endpoint, known.endpoint, applied_endpoint),
-        persistent_keepalive=_if_changed(spec.persistent_keepalive, known.persistent_keepalive),
-        preshared_key=_if_changed_secret(spec.preshared_key, known.preshared_key),
+        replace_allowed_ips=replace_allowed_ips,
+        allowed_ips=allowed_ips,
+        endpoint=endpoint,
+        persistent_keepalive=keepalive,
+        preshared_key=preshared_key,
     )
 
 
-def _replaced(key: WireGuardKey, spec: PeerSpec) -> PeerChange:
+def _shrunk(key: WireGuardKey, spec: PeerSpec) -> PeerChange:
     return PeerChange(key, update_only=True, replace_allowed_ips=True, allowed_ips=spec.allowed_ips)
 
 
