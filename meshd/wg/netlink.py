@@ -156,8 +156,7 @@ class DeviceReader:
     def _feed_peer(self, peer: dict[int, bytes]) -> None:
         key = WireGuardKey(exactly(peer, WGPEER_A_PUBLIC_KEY, KEY_BYTES))
         allowed_ips = frozenset(
-            _decode_allowed_ip(fields(entry))
-            for _, entry in attributes(peer.get(WGPEER_A_ALLOWEDIPS, b""))
+            _decode_allowed_ip(entry) for _, entry in attributes(peer.get(WGPEER_A_ALLOWEDIPS, b""))
         )
         known = self._peers.get(key)
         if known is None:
@@ -269,21 +268,19 @@ def _number(found: dict[int, bytes], kind: int, layout: struct.Struct) -> int:
     return number
 
 
-def _decode_allowed_ip(entry: dict[int, bytes]) -> IPNetwork:
-    family = _number(entry, WGALLOWEDIP_A_FAMILY, U16)
-    if family not in {AF_INET, AF_INET6}:
-        raise malformed()
-    address = exactly(entry, WGALLOWEDIP_A_IPADDR, 4 if family == AF_INET else 16)
-    return _network(address, exactly(entry, WGALLOWEDIP_A_CIDR_MASK, 1)[0])
-
-
 @functools.lru_cache(NETWORKS_CACHED_MAX)
-def _network(address: bytes, prefix_length: int) -> IPNetwork:
-    network = IPv4Network if len(address) == 4 else IPv6Network
+def _decode_allowed_ip(entry: bytes) -> IPNetwork:
+    found = fields(entry)
+    family = _number(found, WGALLOWEDIP_A_FAMILY, U16)
+    prefix_length = exactly(found, WGALLOWEDIP_A_CIDR_MASK, 1)[0]
     try:
-        return network((address, prefix_length))
-    except ValueError as exc:
-        raise malformed() from exc
+        if family == AF_INET:
+            return IPv4Network((exactly(found, WGALLOWEDIP_A_IPADDR, 4), prefix_length))
+        if family == AF_INET6:
+            return IPv6Network((exactly(found, WGALLOWEDIP_A_IPADDR, 16), prefix_length))
+    except ValueError:
+        pass  # no such prefix length, or bits set behind it
+    raise malformed()
 
 
 @functools.lru_cache(ENDPOINTS_CACHED_MAX)
