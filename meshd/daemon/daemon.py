@@ -37,26 +37,21 @@ from meshd.control.api import make_routes
 from meshd.control.events import EventHub
 from meshd.control.server import serve
 from meshd.control.snapshot import EventRecord, HealthFinding
-from meshd.control.socket import ControlSocket
 from meshd.daemon import startup
 from meshd.daemon.controller import DaemonController
 from meshd.daemon.driver import Driver
+from meshd.daemon.host import FWMARK, Host
 from meshd.daemon.milestones import Milestones
 from meshd.daemon.reconciler import Reconciler
 from meshd.engine import events
 from meshd.engine.engine import Engine, EngineConfig
 from meshd.errors import DeviceError, StartError, StoreError, UsageError
-from meshd.net import mux as one_port
 from meshd.net.local import host_candidates
 from meshd.net.monitor import NetworkMonitor
-from meshd.net.mux import PortMux
-from meshd.net.overlay import Overlay
-from meshd.net.rtnetlink import RouteNetlink, require_ipv6
-from meshd.net.underlay import Underlay, check_port_free
+from meshd.net.rtnetlink import require_ipv6
 from meshd.sdnotify import Notifier
 from meshd.store import Counter, Store
 from meshd.trust.fact import FactKind
-from meshd.wg.backend import delete_device, open_device
 from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
@@ -67,13 +62,9 @@ if TYPE_CHECKING:
     from meshd.daemon.startup import Start
     from meshd.engine.events import Event
     from meshd.engine.identity import Identity
-    from meshd.wg.types import Device, DeviceStatus
+    from meshd.wg.types import DeviceStatus
 
 log = logging.getLogger(__name__)
-
-# WireGuard's and meshd's datagrams bear it, so that policy routing can keep both out of a tunnel.
-# "me"; wg-quick uses its port number, Tailscale the bits 0xff0000.
-FWMARK = 0x6D65
 
 STORE_RETRY_INTERVAL = 5.0
 RESOLVE_TIMEOUT = 5.0
@@ -104,80 +95,28 @@ async def _run(config: Config, milestones: Milestones) -> int:
         start = startup.begin(config, store, time.time())
         require_ipv6()
         with ExitStack() as opened:
-            host = _Host(config, start, opened)
+            host = Host(config, start, opened)
             milestones.reach("interface")
-            await Daemon(config, store, start, host, milestones).run()
+            daemon = Daemon(config, store, start, host, milestones)
+            try:
+                await daemon.run()
+            except BaseException:
+                if daemon.remembered:
+                    opened.pop_all()  # whatever has gone wrong, the data plane stays
+                raise
             # A seed may have honoured our token though its answer is still on the way: the key that
             # it was honoured for must not be lost.
             store.keep()
-            opened.pop_all()  # the data plane outlives the daemon
+            opened.pop_all()
             host.let_go()
     return 0
-
-
-class _Host:
-    """What the daemon opens on this machine.  Undone by `opened` if the start does not succeed."""
-
-    def __init__(self, config: Config, start: Start, opened: ExitStack) -> None:
-        interface = config.interface
-        self.interface = interface
-        identity = start.identity
-        self.links = RouteNetlink((overlay_prefix(identity.mesh), identity.ipv4_prefix))
-        opened.callback(self.links.close)
-        was_there = self.links.observe(interface) is not None
-        if not was_there:
-            check_port_free(config.port)
-        self.device: Device = open_device(
-            interface, backend=config.backend, private_key=identity.wireguard_key
-        )
-        if was_there:
-            opened.callback(self.device.close)
-        else:
-            opened.callback(self.remove_device)
-        shared = one_port.nft_available()
-        # Without nft the second port has to be known to others: the one above WireGuard's.
-        self.underlay = Underlay(0 if shared else config.port + 1, fwmark=FWMARK)
-        opened.callback(self.underlay.close)
-        self.mux: PortMux | None = None
-        if shared:
-            self.mux = PortMux(interface, config.port, self.underlay.port, FWMARK)
-            one_port.apply(self.mux)
-            if not was_there:
-                opened.callback(one_port.remove, interface)
-        self.overlay = Overlay(identity.ipv6, interface)
-        opened.callback(self.overlay.close)
-        self.control = ControlSocket.listen(config.socket_path)
-        opened.callback(self.control.close)
-
-    @property
-    def control_port(self) -> int:
-        """The port others reach meshd at, where it is not WireGuard's; else 0."""
-        return 0 if self.mux is not None else self.underlay.port
-
-    def remove_device(self) -> None:
-        """Take the interface down."""
-        delete_device(self.interface, self.device)
-
-    def remove(self) -> None:
-        """Take down the data plane: the node has left."""
-        self.remove_device()
-        if self.mux is not None:
-            one_port.remove(self.interface)
-
-    def let_go(self) -> None:
-        """Close handles and sockets; the data plane stays as it is."""
-        self.control.close()
-        self.overlay.close()
-        self.underlay.close()
-        self.device.close()
-        self.links.close()
 
 
 class Daemon:
     """See the module docstring."""
 
     def __init__(
-        self, config: Config, store: Store, start: Start, host: _Host, milestones: Milestones
+        self, config: Config, store: Store, start: Start, host: Host, milestones: Milestones
     ) -> None:
         self.config = config
         self.store = store
@@ -188,7 +127,7 @@ class Daemon:
         self.departed = trio.Event()
         self.ready = False
         self._start = start
-        self._remembered = start.remembered
+        self.remembered = start.remembered
         self._store_error: StoreError | None = None
         self._refusal: StartError | None = None
         self._seeds_wanted = trio.Event()
@@ -327,7 +266,7 @@ class Daemon:
             case events.Notice():
                 self._on_notice(event)
             case events.FactChanged(fact):
-                if self._remembered:
+                if self.remembered:
                     self._keep(lambda: self.store.save_facts([fact]))
             case events.RecordForgotten(node):
                 self._keep(lambda: self.store.delete_fact(FactKind.RECORD, node))
@@ -383,23 +322,23 @@ class Daemon:
             self.milestones.reach("gossip")
 
     def _on_admitted(self, identity: Identity) -> None:
-        if self._remembered:
+        if self.remembered:
             self._keep(lambda: startup.update(self.store, identity))
         else:
             self._remember(identity)
 
     def _remember(self, identity: Identity) -> None:
-        if not self._remembered:
+        if not self.remembered:
             try:
                 startup.remember(self.store, self._start, identity)
                 self.store.save_facts(self.engine.ledger.facts())
             except StoreError as error:
                 # Members know us from here on; without our keys on disk a restart would be lost.
                 raise StartError(str(error)) from error
-            self._remembered = True
+            self.remembered = True
 
     def _on_refused(self, text: str, seed: str, *, final: bool) -> None:
-        if final and not self._remembered:
+        if final and not self.remembered:
             self._refusal = StartError(f"{seed} does not let this node in: {text}")
             self.stop()
         else:
