@@ -130,6 +130,7 @@ class Engine:
         self._local: tuple[IPAddress, ...] = ()
         self._nodes_by_ipv6: dict[IPv6Address, NodeId] = {}
         self._returning: set[NodeId] = set()
+        self._ready: dict[NodeId, float] = {}  # path proven, but not in the kernel yet; its RTT
         self._record_due = True
         self.path = Agent(
             identity.node_key,
@@ -228,9 +229,12 @@ class Engine:
         self.device = device
         for node, standing in self.others():
             peer = device.peers.get(standing.record.wireguard_key)
+            if node in self.key_conflicts:
+                peer = None  # the peer of that key is another member
             self.path.peer_installed(node, now, installed=peer is not None)
             if peer is not None and peer.endpoint is not None:
                 self.path.endpoint_observed(node, peer.endpoint, now)
+        self._contact_ready(now)
         self._settle(now, wall)
 
     def ping(self, node: NodeId, now: float) -> int:
@@ -436,8 +440,9 @@ class Engine:
                     before=None if before is None else str(before),
                 )
                 self._replan()
-            case path_events.PeerReady(node):
-                self.gossip.contact(node, now)
+            case path_events.PeerReady(node, rtt):
+                self._ready[node] = rtt
+                self._contact_ready(now)
             case path_events.RecordReceived(blob, source):
                 self._on_record(blob, source, now, wall)
             case path_events.ReflexiveChanged():
@@ -447,6 +452,19 @@ class Engine:
                 pass  # one witness; `ReflexiveChanged` says when it is believed
             case path_events.BadPacketReceived(_, reason):
                 self.bad_packets[reason] += 1
+
+    def _contact_ready(self, now: float) -> None:
+        """Have those pinged whose proven endpoint the kernel has as well.
+
+        Before it has one it drops what is sent to them; and what goes to an old one is lost.
+        """
+        for node, rtt in list(self._ready.items()):
+            standing = self.ledger.standing(node)
+            assert standing is not None
+            peer = self.device.peers.get(standing.record.wireguard_key)
+            if peer is not None and peer.endpoint == self.path.endpoint(node):
+                del self._ready[node]
+                self.gossip.contact(node, now, rtt=rtt)
 
     def _on_record(self, blob: bytes, source: NodeId, now: float, wall: float) -> None:
         """Judge a record that came in a probe, and let its sender in if it is a member's."""
@@ -501,6 +519,7 @@ class Engine:
     def _drop_member(self, node: NodeId, now: float) -> None:
         self._nodes_by_ipv6.pop(self.ipv6_of(node), None)
         self._returning.discard(node)
+        self._ready.pop(node, None)
         self.path.remove_peer(node, now)
         self._replan()
 

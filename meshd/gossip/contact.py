@@ -4,8 +4,10 @@ Rule 1: nobody pings a member whose kernel may not know us: WireGuard repeats a 
         after 5 s (REKEY_TIMEOUT).  The first ping goes out when the path layer says that both sides
         are ready, or, where it cannot tell, after `first_contact_timeout`.
 
-Rule 2: of two that become ready for each other at once, the one with the higher id waits for
-        `contact_stagger`, so that one handshake is made and not two that collide.
+Rule 2: of two that become ready for each other, the one with the higher id waits, so that one
+        handshake is made and not two that collide.  It waits for `contact_stagger`, and as long
+        as the other may take to learn that it is ready, and its initiation to arrive: up to one
+        and a half round trips and half of one.
 
 Rule 3: nobody is given up.  A member that stays silent is pinged again, less and less often, so
         that a partition of whatever length heals by itself.
@@ -28,9 +30,14 @@ if TYPE_CHECKING:
     from meshd.keys import NodeId
 
 
-def contact_delay(own: NodeId, other: NodeId, config: GossipConfig) -> float:
+CONTACT_STAGGER_ROUND_TRIPS = 2.5
+
+
+def contact_delay(own: NodeId, other: NodeId, config: GossipConfig, rtt: float = 0.0) -> float:
     """Return how long to wait once both sides are ready (rule 2)."""
-    return config.contact_stagger if own > other else 0.0
+    if own < other:
+        return 0.0
+    return config.contact_stagger + CONTACT_STAGGER_ROUND_TRIPS * rtt
 
 
 def retry_delay(

@@ -196,14 +196,16 @@ class Node:
                     self._announce_leaving(now)
         self._settle(now)
 
-    def contact(self, node: NodeId, now: float) -> None:
-        """Ping a member soon: the path to it is ready, or has changed."""
+    def contact(self, node: NodeId, now: float, *, rtt: float = 0.0) -> None:
+        """Ping a member soon: the path to it is ready, or has changed.  `rtt` is the path's."""
         member = self._membership.get(node)
         if member is None or self._membership.left:
             return
         member.tries = 0
         member.retry_min = self._config.contact_retry_min
-        delay = 0.0 if member.heard else contact_delay(self._membership.id, node, self._config)
+        delay = 0.0
+        if not member.heard:
+            delay = contact_delay(self._membership.id, node, self._config, rtt=rtt)
         if delay:
             self._timers.set(TimerKind.CONTACT, now + delay, node)
         else:

@@ -353,7 +353,10 @@ class Agent:
             self._demand_proof(peer, now, announce=False)
         unproven = pair.proven_at < peer.demanded_at
         if unproven or ping.installed != peer.installs_us:
-            if now - pair.asked_at >= config.probe_spacing:
+            # "You are in my kernel" is news both sides should have at once: the sooner of the two
+            # to be ready starts a handshake, and if the other does so before it hears, they cross.
+            welcome = ping.installed and not peer.installs_us
+            if welcome or now - pair.asked_at >= config.probe_spacing:
                 self._ping(peer, pair, now)
             if not peer.proven:
                 # It is back: do not sit out a long pause.
