@@ -2,6 +2,8 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 LAB := netns-lab/lab
 SEEDS ?= 1000
+# What is worth seeing on the kernel's own WireGuard too.
+KERNEL_TESTS := tests/wg tests/net tests/mesh
 
 # Names of things to do, none of them a file; one after the other, as the lab is one machine.
 .PHONY: help demo test check soak bench lab clean setup
@@ -15,7 +17,8 @@ demo: setup ## watch a mesh form, lose members and heal, on this machine
 
 test: check ## all tests, also those on a stock kernel in a virtual machine
 	$(PYTEST) --quiet
-	$(LAB) vm -- $(PYTEST) --quiet -p no:cacheprovider -m "netns and not vm"
+	$(LAB) vm --timeout 1200 -- env MESHD_CONTRACT_BACKENDS=fake,kernel,userspace \
+		$(PYTEST) --quiet -p no:cacheprovider -m "netns and not slow" $(KERNEL_TESTS)
 
 check: setup ## formatting, lint and types
 	$(PYTHON) -m ruff format --check . $(LAB)

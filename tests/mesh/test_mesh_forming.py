@@ -3,6 +3,7 @@
 import time
 
 import pytest
+
 from lablib import internet, lan, nat, wait_until
 from mesh.meshes import PATIENCE, member, mesh_of, wait_state
 

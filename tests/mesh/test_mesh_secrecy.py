@@ -4,6 +4,7 @@ import random
 import socket
 
 import pytest
+
 from lablib import lan
 from mesh.meshes import mesh_of
 
@@ -15,12 +16,12 @@ PROBES = 2000
 
 def test_the_underlay_carries_only_wireguard_and_sealed_datagrams():
     with mesh_of(lan(3)) as mesh:
-        a, b, c = mesh.nodes
+        leaver = mesh.nodes[-1]
         captures = [node.capture("udp or tcp") for node in mesh.nodes]
         mesh.form()
         mesh.ping_all()
-        c.meshctl("leave")
-        c.process.wait(30)
+        leaver.meshctl("leave")
+        leaver.process.wait(30)
         packets = [packet for capture in captures for packet in capture.packets()]
 
         assert len(packets) > 100
@@ -30,7 +31,7 @@ def test_the_underlay_carries_only_wireguard_and_sealed_datagrams():
             assert (packet.source_port, packet.destination_port) == (51820, 51820), packet
             if packet.payload[:4] == b"mesh":
                 assert packet.payload[4] in {1, 2, 3}
-                # Sealed: as good as random.  A byte string of some length that compresses is not.
+                # Sealed bytes are as good as random.
                 assert len(set(packet.payload[5:])) > 30
             else:
                 assert packet.payload[0] in WIREGUARD_TYPES, packet
