@@ -48,7 +48,7 @@ from meshd.plan.claims import Claim, resolve_claims
 from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
 from meshd.trust.credential import covered, verify_chain_untrusted
 from meshd.trust.fact import FactKind
-from meshd.trust.ledger import Ledger
+from meshd.trust.ledger import Ledger, Outcome
 from meshd.underlay import DatagramType, Timer, datagram_type_untrusted
 from meshd.wg.types import DeviceStatus
 
@@ -357,6 +357,8 @@ class Engine:
         Returns what the ledger holds under its key from here on, None if it has no room.
         """
         merge = self.ledger.merge_untrusted(kind, blob, wall)
+        if merge.fact is not None and merge.outcome is Outcome.EQUIVOCATION:
+            self._equivocation(NodeId(merge.fact.key))
         if merge.fact is not None and merge.changed:
             self.gossip.fact_added(merge.fact, now)
             self._fact_changed(merge.fact, now)
@@ -520,6 +522,7 @@ class Engine:
         self._nodes_by_ipv6.pop(self.ipv6_of(node), None)
         self._returning.discard(node)
         self._ready.pop(node, None)
+        self._record_due = True  # the address it had may be free for us, or another
         self.path.remove_peer(node, now)
         self._replan()
 
@@ -589,16 +592,24 @@ class Engine:
             self.ipv4 = None if own is None else own.address
             if own is not None:
                 claims.append(own)
-            if before is not None and before != self.ipv4:
-                self._notice(
-                    "address-changed",
-                    None,
-                    f"our IPv4 address {before} belongs to a member admitted earlier; "
-                    f"ours is {self.ipv4}",
-                )
         self.addresses = resolve_claims(claims, prefix)
         if before != self.ipv4:
             self._replan()
+            self._address_changed(before)
+
+    def _address_changed(self, before: IPv4Address | None) -> None:
+        if before is None:
+            return
+        holders = [node for node, address in self.addresses.items() if address == before]
+        if holders:
+            why = f"belongs to {self.name_of(holders[0])}"
+        elif before not in self.identity.ipv4_prefix:
+            why = f"is not in the mesh's prefix {self.identity.ipv4_prefix}"
+        else:
+            why = "is not the one our credential pins"
+        self._notice(
+            "address-changed", None, f"our IPv4 address {before} {why}; ours is {self.ipv4}"
+        )
 
     def _remembered_ipv4(self) -> IPv4Address | None:
         standing = self.ledger.standing(self.identity.node)
