@@ -70,12 +70,13 @@ class Machine:
         self.options = options  # of EngineConfig
         self.plugged = True
         self.clock_offset = 0.0
-        self.disk = Disk(node_key or NodeKey(world.secret(f"node {name}")))
+        self.number = len(world.machines)  # names may be taken twice
+        self.disk = Disk(node_key or NodeKey(world.secret(f"node {self.number}")))
         self.engine = None
         self.events = []  # (instant, event)
         self.echoes = []  # payloads that came back
         self.starts = 0
-        self._rng = Random(f"machine {name} {world.seed}")
+        self._rng = Random(f"machine {self.number} {world.seed}")
         self._wake_at = None
         self._wakes = 0
         self._woken_at = -1.0
@@ -104,7 +105,7 @@ class Machine:
                 sequence=self.disk.starts << SEQUENCE_SHIFT,
                 incarnation=self.disk.incarnation,
             ),
-            rng=Random(f"engine {self.name} {self.starts} {self.world.seed}"),
+            rng=Random(f"engine {self.number} {self.starts} {self.world.seed}"),
             now=self.now,
             wall=self.wall,
         )
@@ -380,7 +381,7 @@ class Machine:
 
     def _first_identity(self, token, prefix):
         world = self.world
-        wireguard_key = WireGuardPrivateKey(world.secret(f"wireguard {self.name}"))
+        wireguard_key = WireGuardPrivateKey(world.secret(f"wireguard {self.number}"))
         if token is not None:
             return Identity(
                 mesh=token.mesh,
