@@ -24,6 +24,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from meshd.gossip.wire import ITEMS_MAX
+from meshd.keys import SIGNATURE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 QUEUE_MAX = 4096
 _SCAN_MAX = 128  # items looked at to fill one datagram
+_ITEM_COST_MIN = SIGNATURE_BYTES  # every item is signed, so that less room than this is none
 
 # What an item is about.  A newer item with the same key replaces the older one.
 BroadcastKey: TypeAlias = tuple[int, bytes, bytes]
@@ -74,7 +76,7 @@ class BroadcastQueue:
         limit = self._retransmit_mult * math.ceil(math.log10(members + 1))
         chosen: list[_Queued] = []
         for queued in itertools.islice(self._in_order(), _SCAN_MAX):
-            if len(chosen) >= count_max:
+            if budget < _ITEM_COST_MIN or len(chosen) >= count_max:
                 break
             if queued.item.cost <= budget:
                 budget -= queued.item.cost

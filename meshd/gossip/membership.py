@@ -81,7 +81,8 @@ class Membership:
         self._broadcasts = broadcasts
         self._timers = timers
         self._members: dict[NodeId, Member] = {}
-        self._live: tuple[NodeId, ...] | None = None
+        self._live: dict[NodeId, None] = {}
+        self._live_nodes: tuple[NodeId, ...] | None = None
         self.events: deque[Event] = deque()
         self.claims_verified = 0
         self.claims_dropped = 0
@@ -105,9 +106,14 @@ class Membership:
     @property
     def live(self) -> tuple[NodeId, ...]:
         """The members shown alive or suspect: those that can be told something."""
-        if self._live is None:
-            self._live = tuple(m.node for m in self._members.values() if m.shown in _LIVE)
-        return self._live
+        if self._live_nodes is None:
+            self._live_nodes = tuple(self._live)
+        return self._live_nodes
+
+    @property
+    def lonely(self) -> bool:
+        """Whether there is nobody to tell anything."""
+        return not self._live
 
     def __len__(self) -> int:
         return len(self._members)
@@ -165,7 +171,6 @@ class Membership:
         if node == self.id or node in self._members:
             return
         self._members[node] = Member(node, silent_since=now)
-        self._live = None
         self.events.append(MemberJoined(node))
         if not self.left:
             delay = self._config.first_contact_timeout * (1.0 + 0.25 * self._rng.random())
@@ -176,7 +181,8 @@ class Membership:
         member = self._members.pop(node, None)
         if member is None:
             return
-        self._live = None
+        self._live.pop(node, None)
+        self._live_nodes = None
         self._index.remove(CLAIM_ITEM, node)
         self._timers.cancel(TimerKind.CONTACT, node)
         self._timers.cancel(TimerKind.SUSPICION, node)
@@ -419,8 +425,10 @@ class Membership:
         after = member.shown
         if after == before:
             return
-        self._live = None
+        self._live_nodes = None
+        self._live.pop(member.node, None)
         if after in _LIVE:
+            self._live[member.node] = None
             member.tries = 0
             self._timers.cancel(TimerKind.CONTACT, member.node)
         if accuser is not None and accuser not in {member.node, self.id}:

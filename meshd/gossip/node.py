@@ -218,7 +218,10 @@ class Node:
         self._settle(now)
 
     def ping(self, node: NodeId, now: float) -> int:
-        """Ping a member for the operator.  Return the sequence that `PingAnswered` will carry."""
+        """Ping a member for the operator.  Return the sequence that `PingAnswered` will carry.
+
+        Nothing is sent to a node that is no member, and so nothing comes back.
+        """
         return self._prober.ping(node, PingPurpose.OPERATOR, now)
 
     def forget(self, node: NodeId) -> None:
@@ -268,6 +271,11 @@ class Node:
     def members(self) -> list[MemberView]:
         """Return what is shown of the other members, in the order of their ids."""
         return sorted((member.view for member in self._membership), key=lambda view: view.node)
+
+    @property
+    def accompanied(self) -> bool:
+        """Whether anybody is there to talk to: alive, or at most suspected."""
+        return not self._membership.lonely
 
     def member(self, node: NodeId) -> MemberView | None:
         """Return what is shown of one other member."""
@@ -375,7 +383,7 @@ class Node:
         if self._membership.left:
             return
         idle = self._timers.at(TimerKind.GOSSIP) is None
-        if idle and self._broadcasts and self._membership.live:
+        if idle and self._broadcasts and not self._membership.lonely:
             due = max(now, self._gossiped_at + self._config.gossip_interval)
             self._timers.set(TimerKind.GOSSIP, due)
         if self._timers.at(TimerKind.DIGEST) != self._sync.at:

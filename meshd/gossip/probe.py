@@ -109,9 +109,10 @@ class Prober:
         self.failed = 0
 
     def ping(self, target: NodeId, purpose: PingPurpose, now: float) -> int:
-        """Send a ping.  Return its sequence."""
+        """Send a ping, unless the target is no member.  Return its sequence."""
         sequence = self._pings.add(SentPing(target, now, purpose))
-        self._outbox.send_piggybacked(target, MessageType.PING, sequence)
+        if self._membership.get(target) is not None:
+            self._outbox.send_piggybacked(target, MessageType.PING, sequence)
         return sequence
 
     def handle_ack(self, member: Member, message: Message, now: float) -> None:

@@ -37,6 +37,12 @@ def test_the_higher_id_gives_way():
     assert contact_delay(HIGH, LOW, CONFIG) == pytest.approx(0.15)
 
 
+def test_the_higher_id_gives_way_for_longer_on_a_longer_path():
+    assert contact_delay(LOW, HIGH, CONFIG, rtt=0.16) == 0.0
+    # 1.5 round trips until the other knows that it is ready, half of one for its initiation.
+    assert contact_delay(HIGH, LOW, CONFIG, rtt=0.16) >= 0.15 + 2 * 0.16
+
+
 def test_a_dead_member_is_retried_with_growing_pauses():
     assert [delay(tries) for tries in range(5)] == [2.0, 4.0, 8.0, 10.0, 10.0]
 

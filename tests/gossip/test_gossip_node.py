@@ -33,7 +33,7 @@ from meshd.gossip.events import (
     PingAnswered,
 )
 from meshd.gossip.node import Node
-from meshd.gossip.wire import CLAIM_ITEM, Item, MessageType
+from meshd.gossip.wire import CLAIM_ITEM, Item, MessageType, Summary
 from meshd.trust.fact import FactKind
 from meshd.trust.ledger import Ledger
 
@@ -239,6 +239,12 @@ def test_the_operators_ping_comes_back_as_an_event():
     assert bench.seen(PingAnswered) == [PingAnswered(key("a").id, sequence, 0.25)]
 
 
+def test_a_ping_to_a_stranger_is_not_sent():
+    bench = Bench("a")
+    bench.node.ping(key("stranger").id, bench.now)
+    assert bench.node.datagrams_to_send() == []
+
+
 def test_a_node_that_was_away_accuses_nobody_for_not_having_answered():
     bench = Bench("a", "b", "c")
     bench.meet("a", "b", "c")
@@ -358,6 +364,29 @@ def test_a_fact_heard_of_is_an_event_a_member_and_news_for_others():
     assert record("f") in [item.blob for item in items_in(bench.advance(1.0))]
 
 
+def fetched(bench):
+    """Which items a fetch brings, and which of them are told on."""
+    items = [Item(FactKind.RECORD, record("f")), alive("f")]
+    bench.receive("a", MessageType.FACTS, items=items)
+    told = [item for item in items_in(bench.advance(1.0)) if item in items]
+    return len(set(told))
+
+
+def test_what_a_newcomer_fetches_it_does_not_tell_on():
+    bench = Bench("a")
+    bench.meet("a")
+    assert fetched(bench) == 0
+
+
+def test_what_a_settled_member_fetches_it_tells_on():
+    bench = Bench("a")
+    bench.meet("a")
+    digest = to(bench.advance(0.1), "a", MessageType.DIGEST)[0]
+    equal = Summary(0, bytes(8), b"\xff" * 8)
+    bench.receive("a", MessageType.SUMMARY, sequence=digest.sequence, summary=equal)
+    assert fetched(bench) == 2
+
+
 def test_a_fact_added_by_others_is_broadcast():
     bench = Bench("a")
     bench.meet("a")
@@ -441,6 +470,30 @@ def test_a_member_that_left_is_alive_again_at_a_higher_incarnation_only():
     assert LEFT in [claim.state for claim in claims(items_in(sent))], "and is told why"
     bench.receive("a", MessageType.PING, items=[alive("a", 2)], incarnation=2)
     assert bench.state("a") is ALIVE
+
+
+def test_a_member_that_left_is_shown_alive_only_once_it_is_heard_again():
+    bench = Bench("a", "b")
+    bench.meet("a", "b")
+    bench.receive("a", items=[left("a", 1)])
+    bench.receive("b", items=[alive("a", 2)])
+    assert bench.state("a") is DEAD, "so far it is but hearsay"
+    bench.receive("a", MessageType.PING, incarnation=2)
+    assert bench.state("a") is ALIVE
+
+
+def test_a_member_that_left_and_came_back_during_a_probe_is_not_accused_for_it():
+    bench = Bench("a", "b")
+    bench.meet("a", "b")
+    _, target = bench.advance_to(MessageType.PING)
+    name = next(name for name in "ab" if key(name).id == target)
+    other = "a" if name == "b" else "b"
+    bench.receive(other, items=[left(name, 1), alive(name, 2)])
+    bench.advance(0.99)
+    assert bench.node.statistics().probes_failed == 0
+    bench.advance(0.02)
+    assert bench.node.statistics().probes_failed == 1
+    assert bench.node.statistics().suspicions == 0
 
 
 # The driver's contract

@@ -190,6 +190,16 @@ def test_a_wish_is_granted_at_once_but_not_faster_than_the_retry():
     assert pair.first.sync.at == pytest.approx(0.75)
 
 
+def test_a_wish_is_moot_once_somebody_is_found_to_hold_the_same():
+    side = Side(A, holding(3))
+    side.sync.wish(A, 0.5)
+    side.sync.wish(B, 0.5)
+    (digest,) = side.sync.handle_timer((A, B), 0.5)
+    (summary,) = Side(B, holding(3)).sync.answer_digest(digest.message)
+    side.sync.handle_summary(digest.target, summary, 0.6)
+    assert side.sync.at > 2.0
+
+
 # The index
 
 
