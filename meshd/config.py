@@ -351,7 +351,7 @@ def _from_file(path: Path, asked: _Value | None, warnings: list[str]) -> _Layer:
     for key, value in table.items():
         option = _BY_KEY.get(key)
         if option is None or option.name == "config":
-            hint = _did_you_mean(key, _BY_KEY)
+            hint = _did_you_mean(key, _BY_KEY.keys() - {"config"})
             raise ConfigError(f"{path}: unknown key {key!r}{hint}")
         where = f"{path}: {key}"
         layer[option.name] = _Value(_typed(option, value, where, toml=True), where)
@@ -387,7 +387,9 @@ def _typed_one(option: Option, raw: object, where: str, *, toml: bool) -> object
 
 
 def _shown(option: Option, raw: object) -> str:
-    return "" if option.secret else f" = {raw!r}"
+    if option.secret:
+        return ""
+    return f" = {str(raw).lower() if isinstance(raw, bool) else repr(raw)}"  # as TOML has it
 
 
 def _choose(layers: Iterable[_Layer]) -> _Layer:
@@ -485,5 +487,6 @@ def _check_together(chosen: _Layer) -> None:
 
 
 def _did_you_mean(word: str, words: Iterable[str]) -> str:
-    close = get_close_matches(word, list(words), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(words)}"
+    known = sorted(words)
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"

@@ -164,7 +164,8 @@ def interface(value: str) -> str:
     """Read a network interface's name."""
     if len(value) > INTERFACE_LENGTH_MAX or not _INTERFACE.fullmatch(value):
         raise ValueError(
-            f"must be 1 to {INTERFACE_LENGTH_MAX} letters, digits, and . _ - but at the start"
+            f"must be 1 to {INTERFACE_LENGTH_MAX} of letters, digits, '.', '_' and '-', beginning "
+            "with a letter or digit"
         )
     if value in _RESERVED_INTERFACES:
         raise ValueError("means something else to the kernel; choose another name")
