@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     Subparsers = Any  # argparse has no public name for it
 
 STATES = ("alive", "suspect", "dead", "left")
+INVITE_LIFETIME_MIN = 60.0  # seconds; the daemon says so, too
+INVITE_LIFETIME_MAX = 366 * 86400.0
 RUNTIME_DIR_VARIABLE = "MESHD_RUNTIME_DIR"
 
 
@@ -191,7 +193,7 @@ def _add_wait(parser: ArgumentParser) -> None:
 def _add_invite(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--expires",
-        type=reader(values.duration),
+        type=reader(_lifetime),
         default=3600.0,
         metavar="SPAN",
         help="how long it can be used, such as 30m or 7d (1h)",
@@ -225,6 +227,13 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) <= 1_000_000:
         raise ValueError("must be a whole number from 1 to 1000000")
     return int(text[:9])
+
+
+def _lifetime(text: str) -> float:
+    span = values.duration(text)
+    if not INVITE_LIFETIME_MIN <= span <= INVITE_LIFETIME_MAX:
+        raise ValueError("must be from 1m to 366d")
+    return span
 
 
 def _socket(arguments: argparse.Namespace) -> Path:

@@ -70,7 +70,7 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float):
             value = math.nan
         if not minimum <= value <= maximum:
-            raise bad_request(f"{key} must be a number from {minimum:g} to {maximum:g}")
+            raise bad_request(f"{key} must be a number from {minimum:.12g} to {maximum:.12g}")
         return float(value)
 
     def whole(self, key: str, *, minimum: int, maximum: int, default: int) -> int:
