@@ -5,6 +5,7 @@
 | 0      | ended as asked: SIGTERM, `meshctl leave`, `--check-config`          |
 | 1      | this machine, or the mesh, does not let it run; standard error says |
 | 2      | it was asked for what cannot be meant                               |
+| 130    | interrupted before it had begun                                     |
 
 Whatever is heavy to import is imported once the whole configuration is known to be right.
 """
@@ -16,7 +17,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from meshd import __version__, config, logs
+from meshd import __version__, config, logs, values
 from meshd.arguments import ArgumentParser
 from meshd.errors import MeshdError, UsageError
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _main(argv)
     except MeshdError as error:
         return _fail(error)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except BaseExceptionGroup as group:
         # trio wraps whatever ends a nursery.  The first reason is the one to name, unless there is
         # a bug of ours among them: that one must be seen.
@@ -48,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: MeshdError) -> int:
-    sys.stderr.write(f"meshd: {error}\n")
+    text = "\n".join(values.printable(line) for line in str(error).split("\n"))
+    sys.stderr.write(f"meshd: {text}\n")
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 
 
