@@ -50,6 +50,7 @@ class SelfSnapshot:
     uptime: float
     version: str
     startup: Mapping[str, float] = field(default_factory=dict)  # phase -> seconds it took
+    bad_packets: Mapping[str, int] = field(default_factory=dict)  # reason -> how many were dropped
 
 
 @dataclass(frozen=True, slots=True)

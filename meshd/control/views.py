@@ -129,6 +129,7 @@ def _self(me: SelfSnapshot) -> Document:
         "uptime_s": round(me.uptime, 3),
         "version": me.version,
         "startup": {phase: round(seconds, 4) for phase, seconds in me.startup.items()},
+        "counters": {"bad_packets": dict(me.bad_packets)},
     }
 
 

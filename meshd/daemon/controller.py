@@ -58,6 +58,7 @@ class DaemonController:
             ready=daemon.ready and bool(daemon.engine.identity.chain),
             uptime=daemon.uptime,
             startup=daemon.milestones.phases,
+            bad_packets=daemon.bad_packets(),
             findings=daemon.findings(),
             wall=time.time(),
         )

@@ -1,8 +1,8 @@
 """A running node: what is opened in which order, which tasks there are, and how it ends.
 
-    state ─▶ identity ─▶ device ─▶ sockets ─▶ rules ─▶ control socket ─▶ addresses ─▶ ready
-      │         │           │         │
-      └─────────┴───────────┴─────────┴── a start that fails undoes what it has made
+    state ─▶ identity ─▶ host: see `host` ─▶ addresses ─▶ ready ─▶ let in
+      │         │          │                     │          │
+      └─────────┴──────────┴─────────────────────┴──────────┴── whatever ends it here is undone
 
 | task       | does                                                                          |
 | ---------- | ----------------------------------------------------------------------------- |
@@ -10,23 +10,25 @@
 | reconciler | the only one that writes to the kernel: plan, diff, apply                      |
 | monitor    | hears of changed addresses and links, and tells the engine the host's own      |
 | resolver   | looks up the names of seeds                                                    |
+| disk       | writes again what the disk has refused                                         |
+| health     | logs what `status` finds wrong, once                                           |
 | control    | answers meshctl                                                                |
 | signals    | SIGTERM and SIGINT: end with 0, leaving interface, sessions and rules in place |
 
-Ending never touches the data plane, except by `meshctl leave` and when the mesh refuses a node that
-has never been in: what this run has made goes then.
+Ending, in whatever way, never touches the data plane of a member, except by `meshctl leave`.  A
+node that has never been let in has none: what this run has made goes with it.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import signal
-import socket
 import time
-from contextlib import ExitStack
+from collections import Counter
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import trio
@@ -39,23 +41,27 @@ from meshd.control.server import serve
 from meshd.control.snapshot import EventRecord, HealthFinding
 from meshd.daemon import startup
 from meshd.daemon.controller import DaemonController
+from meshd.daemon.disk import Disk
 from meshd.daemon.driver import Driver
 from meshd.daemon.host import FWMARK, Host
 from meshd.daemon.milestones import Milestones
+from meshd.daemon.names import SeedResolver, look_up
 from meshd.daemon.reconciler import Reconciler
+from meshd.daemon.snapshot import engine_findings
 from meshd.engine import events
 from meshd.engine.engine import Engine, EngineConfig
 from meshd.errors import DeviceError, StartError, StoreError, UsageError
 from meshd.net.local import host_candidates
 from meshd.net.monitor import NetworkMonitor
-from meshd.net.rtnetlink import require_ipv6
 from meshd.sdnotify import Notifier
-from meshd.store import Counter, Store
+from meshd.store import Counter as Reserved
+from meshd.store import Store
 from meshd.trust.fact import FactKind
+from meshd.wg.backend import require_privilege
 from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from meshd.codec import IPAddress
     from meshd.config import Config
@@ -66,8 +72,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STORE_RETRY_INTERVAL = 5.0
-RESOLVE_TIMEOUT = 5.0
+HEALTH_INTERVAL = 2.0
 LOCAL_SETTLE_INTERVAL = 0.05  # an address and the route that comes with it are one change
 
 # What an operator sees of it in the log; everything is in `meshctl events`.
@@ -80,7 +85,14 @@ _LEVELS = {
     "identity-cloned": logging.ERROR,
     "address-changed": logging.WARNING,
     "repaired": logging.WARNING,
+    "clock": logging.WARNING,
+    "name-taken": logging.WARNING,
+    "no-ipv4": logging.WARNING,
+    "ipv4-prefix": logging.WARNING,
+    "key-conflict": logging.ERROR,
 }
+# Findings that have a line of their own when they happen.
+_LOGGED_AT_ONCE = frozenset({"no-answer", "refused"})
 
 
 def run_daemon(config: Config) -> int:
@@ -91,32 +103,63 @@ def run_daemon(config: Config) -> int:
 
 
 async def _run(config: Config, milestones: Milestones) -> int:
-    with Store.open(config.state_path) as store:
+    require_privilege(config.interface)
+    # Signals wait from here on, so that none can end us between two steps.
+    with (
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+        _opened(config) as store,
+        ExitStack() as opened,
+    ):
         start = startup.begin(config, store, time.time())
-        require_ipv6()
-        with ExitStack() as opened:
-            host = Host(config, start, opened)
-            milestones.reach("interface")
-            daemon = Daemon(config, store, start, host, milestones)
-            try:
-                await daemon.run()
-            except BaseException:
-                if daemon.remembered:
-                    opened.pop_all()  # whatever has gone wrong, the data plane stays
-                raise
-            # A seed may have honoured our token though its answer is still on the way: the key that
-            # it was honoured for must not be lost.
-            store.keep()
-            opened.pop_all()
-            host.let_go()
+        for remark in startup.remarks(config, start):
+            log.warning("%s", remark)
+        host = Host(config, start, opened)
+        milestones.reach("interface")
+        configured = await _configured(config)
+        daemon = Daemon(config, store, start, host, milestones, configured)
+        try:
+            await daemon.run(signals)
+        finally:
+            if daemon.is_member:
+                opened.pop_all()  # the data plane outlives the daemon, however that ends
+                host.let_go()
+            elif daemon.may_be_known:
+                # A seed may have honoured our token though its answer is still on the way: the key
+                # that it was honoured for must not be lost.
+                store.keep()
     return 0
+
+
+@contextmanager
+def _opened(config: Config) -> Iterator[Store]:
+    """Open the store, and say what to do where the disk does not even take the first writes."""
+    try:
+        with Store.open(config.state_path) as store:
+            yield store
+    except StoreError as error:
+        raise StartError(f"{error}; make room there, or choose another --state-dir") from error
+
+
+async def _configured(config: Config) -> tuple[Endpoint, ...]:
+    """Look up the addresses the operator has given; a name may have several."""
+    found = await look_up(str(given) for given in config.endpoints)
+    for name, endpoints in found.items():
+        if not endpoints:
+            log.warning("--endpoint %s has no address, so nobody is told of it", name)
+    return tuple(endpoint for endpoints in found.values() for endpoint in endpoints)
 
 
 class Daemon:
     """See the module docstring."""
 
     def __init__(
-        self, config: Config, store: Store, start: Start, host: Host, milestones: Milestones
+        self,
+        config: Config,
+        store: Store,
+        start: Start,
+        host: Host,
+        milestones: Milestones,
+        configured: tuple[Endpoint, ...],
     ) -> None:
         self.config = config
         self.store = store
@@ -128,10 +171,9 @@ class Daemon:
         self.ready = False
         self._start = start
         self.remembered = start.remembered
-        self._store_error: StoreError | None = None
+        self._configured = configured
+        self._disk = Disk()
         self._refusal: StartError | None = None
-        self._seeds_wanted = trio.Event()
-        self._seeds: tuple[str, ...] = ()
         self._nursery: trio.Nursery | None = None
         self._notifier = Notifier.from_environment()
         self._started_at = time.monotonic()
@@ -154,10 +196,13 @@ class Daemon:
             on_event=self._on_event,
             on_plan=self.reconciler.wake,
         )
+        self._resolver = SeedResolver(
+            lambda found: self.driver.submit(partial(self.engine.seeds_resolved, found))
+        )
 
     # Life
 
-    async def run(self) -> None:
+    async def run(self, signals: AsyncIterator[int]) -> None:
         """Run until a signal or `stop`.  Raise StartError if the mesh refuses this node."""
         try:
             await self._begin()
@@ -167,9 +212,10 @@ class Daemon:
                     self.driver.run,
                     self.reconciler.run,
                     self._watch_network,
-                    self._resolve_seeds,
-                    self._retry_store,
-                    self._obey_signals,
+                    self._resolver.run,
+                    self._disk.run,
+                    self._watch_health,
+                    partial(self._obey_signals, signals),
                     self._feed_watchdog,
                     partial(serve, self.host.control, make_routes(DaemonController(self))),
                 ):
@@ -195,7 +241,7 @@ class Daemon:
                 listen_port=config.port,
                 control_port=self.host.control_port,
                 fwmark=FWMARK,
-                configured=self._configured(),
+                configured=self._configured,
                 advertise=config.advertise,
                 relay=bool(config.relay),
                 wanted_ipv4=config.address,
@@ -214,7 +260,12 @@ class Daemon:
         try:
             await self.reconciler.reconcile()
         except DeviceError as error:
-            raise StartError(f"cannot set up interface {self.config.interface}: {error}") from error
+            hint = ""
+            if error.errno == errno.EEXIST:
+                hint = "; another interface has that network: see `ip route`, choose another one"
+            raise StartError(
+                f"cannot set up interface {self.config.interface}: {error}{hint}"
+            ) from error
         if self.engine.identity.chain:
             self._remember(self.engine.identity)
         self.ready = True
@@ -222,7 +273,7 @@ class Daemon:
     def _announce(self) -> None:
         identity = self.engine.identity
         log.info(
-            "%s is up on %s as %s",
+            "%s is up on %s as %s" if identity.chain else "%s, on %s as %s, asks to be let in",
             identity.name,
             self.config.interface,
             identity.ipv6,
@@ -249,15 +300,7 @@ class Daemon:
         reflexive = self.engine.path.reflexive
         host = [Endpoint(address, port) for address in self._local_addresses()]
         public = [endpoint for endpoint in host if endpoint.address.is_global]
-        return tuple(dict.fromkeys((*self._configured(), *public, *reflexive, *host)))
-
-    def _configured(self) -> tuple[Endpoint, ...]:
-        """Look up the addresses the operator has given; a name may have several."""
-        return tuple(
-            endpoint
-            for given in self.config.endpoints
-            for endpoint in _look_up(given.host, given.port)
-        )
+        return tuple(dict.fromkeys((*self._configured, *public, *reflexive, *host)))
 
     # Events
 
@@ -267,21 +310,23 @@ class Daemon:
                 self._on_notice(event)
             case events.FactChanged(fact):
                 if self.remembered:
-                    self._keep(lambda: self.store.save_facts([fact]))
+                    self._disk.keep("facts", lambda: self.store.save_facts([fact]))
             case events.RecordForgotten(node):
-                self._keep(lambda: self.store.delete_fact(FactKind.RECORD, node))
+                self._disk.keep("facts", lambda: self.store.delete_fact(FactKind.RECORD, node))
             case events.Admitted(identity):
                 self._on_admitted(identity)
             case events.IncarnationRaised(incarnation):
-                self._keep(
-                    lambda: self.store.reserve_sequence(Counter.INCARNATION, 1, above=incarnation)
+                self._disk.keep(
+                    "incarnation",
+                    lambda: self.store.reserve_sequence(Reserved.INCARNATION, 1, above=incarnation),
                 )
             case events.SequenceOutrun(sequence):
                 starts = sequence >> startup.SEQUENCE_SHIFT
-                self._keep(lambda: self.store.reserve_sequence(Counter.STARTS, 1, above=starts))
+                self._disk.keep(
+                    "starts", lambda: self.store.reserve_sequence(Reserved.STARTS, 1, above=starts)
+                )
             case events.ResolveSeeds(seeds):
-                self._seeds = seeds
-                self._seeds_wanted.set()
+                self._resolver.want(seeds)
             case events.RefusedByMesh(text, seed, final):
                 self._on_refused(text, seed, final=final)
             case events.PingAnswered(_, sequence, rtt):
@@ -323,7 +368,7 @@ class Daemon:
 
     def _on_admitted(self, identity: Identity) -> None:
         if self.remembered:
-            self._keep(lambda: startup.update(self.store, identity))
+            self._disk.keep("identity", lambda: startup.update(self.store, identity))
         else:
             self._remember(identity)
 
@@ -331,11 +376,14 @@ class Daemon:
         if not self.remembered:
             try:
                 startup.remember(self.store, self._start, identity)
-                self.store.save_facts(self.engine.ledger.facts())
             except StoreError as error:
                 # Members know us from here on; without our keys on disk a restart would be lost.
-                raise StartError(str(error)) from error
+                raise StartError(
+                    f"{error}, and so this node could not be kept; make room there, and start "
+                    "again in the same way"
+                ) from error
             self.remembered = True
+            self._disk.keep("facts", lambda: self.store.save_facts(self.engine.ledger.facts()))
 
     def _on_refused(self, text: str, seed: str, *, final: bool) -> None:
         if final and not self.remembered:
@@ -354,30 +402,6 @@ class Daemon:
 
     def _on_repaired(self, kind: str, message: str) -> None:
         self._on_notice(events.Notice("repaired", f"{message}; made anew", details={"what": kind}))
-
-    # Disk
-
-    def _keep(self, write: Callable[[], object]) -> None:
-        """Write to the store; what fails is a finding, and is tried again."""
-        try:
-            write()
-        except StoreError as error:
-            if self._store_error is None:
-                log.error("%s; the mesh goes on, but a restart would forget", error)
-            self._store_error = error
-
-    async def _retry_store(self) -> None:
-        while True:
-            await trio.sleep(STORE_RETRY_INTERVAL)
-            if self._store_error is None:
-                continue
-            try:
-                self.store.flush()
-            except StoreError as error:
-                self._store_error = error
-            else:
-                self._store_error = None
-                log.info("the state can be written again")
 
     # Tasks
 
@@ -399,24 +423,28 @@ class Daemon:
             ),
         )
 
-    async def _resolve_seeds(self) -> None:
-        while True:
-            await self._seeds_wanted.wait()
-            self._seeds_wanted = trio.Event()
-            found: dict[str, tuple[Endpoint, ...]] = {}
-            async with trio.open_nursery() as nursery:
-                for seed in self._seeds:
-                    nursery.start_soon(_resolve, seed, found)
-            await self.driver.submit(partial(self.engine.seeds_resolved, found))
-
-    async def _obey_signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
-            async for number in received:
-                if number != signal.SIGHUP:
-                    log.info("ending; the tunnels stay up")
-                    self.stop()
-                    return
+    async def _obey_signals(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if number == signal.SIGHUP:
                 self._reload()
+                continue
+            if self.is_member:
+                log.info("ending; the tunnels stay up")
+            else:
+                log.info("ending, and taking %s down: no mesh let it in", self.config.interface)
+            self.stop()
+            return
+
+    async def _watch_health(self) -> None:
+        """Log what `status` finds wrong when it begins: not everybody looks there."""
+        known: frozenset[str] = _LOGGED_AT_ONCE
+        while True:
+            await trio.sleep(HEALTH_INTERVAL)
+            findings = {finding.code: finding for finding in engine_findings(self.engine)}
+            for code, finding in findings.items():
+                if code not in known:
+                    self._on_notice(events.Notice(code, finding.message))
+            known = _LOGGED_AT_ONCE | findings.keys()
 
     def _reload(self) -> None:
         try:
@@ -450,19 +478,33 @@ class Daemon:
         log.info("left the mesh; keys and state stay")
 
     @property
+    def is_member(self) -> bool:
+        """Whether the node is on disk as a member, with a data plane that outlives the daemon."""
+        return self.ready and self.remembered
+
+    @property
+    def may_be_known(self) -> bool:
+        """Whether a seed may have let this node in that does not know of it yet."""
+        return self.ready and self._refusal is None
+
+    def bad_packets(self) -> dict[str, int]:
+        """Return how many datagrams were dropped because of what they were, by reason."""
+        counts = Counter(self.engine.bad_packets)
+        counts["replayed"] += self.engine.admission.replayed
+        counts["replayed"] += self.engine.path.statistics().replayed
+        for statistics in (self.host.underlay.statistics(), self.host.overlay.statistics()):
+            counts["datagram too long"] += statistics.oversized
+            counts["source that cannot be answered"] += statistics.unanswerable
+        return {reason: count for reason, count in sorted(counts.items()) if count}
+
+    @property
     def uptime(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._started_at
 
     def findings(self) -> tuple[HealthFinding, ...]:
         """Return what is wrong with this host rather than with the mesh."""
-        findings = []
-        if self._store_error is not None:
-            findings.append(
-                HealthFinding(
-                    "error", "state", f"{self._store_error}; a restart would forget what is new"
-                )
-            )
+        findings = [*self._disk.findings(), *self._resolver.findings()]
         if self.reconciler.error is not None:
             findings.append(
                 HealthFinding("error", "device", f"{self.reconciler.error}; trying again")
@@ -478,21 +520,3 @@ class Daemon:
             f"nft is missing or not allowed, so UDP port {self.host.underlay.port} must be open "
             f"besides {self.config.port}, and is the one that joins: install nftables",
         )
-
-
-async def _resolve(seed: str, found: dict[str, tuple[Endpoint, ...]]) -> None:
-    host, _, port = seed.rpartition(":")
-    with trio.move_on_after(RESOLVE_TIMEOUT):
-        found[seed] = await trio.to_thread.run_sync(
-            _look_up, host.strip("[]"), int(port), abandon_on_cancel=True
-        )
-
-
-def _look_up(host: str, port: int) -> tuple[Endpoint, ...]:
-    """Return the addresses of a name, none if it has none at present."""
-    try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except OSError:
-        return ()
-    addresses = dict.fromkeys(str(info[4][0]).partition("%")[0] for info in infos)
-    return tuple(Endpoint(ip_address(address), port) for address in addresses)

@@ -1,8 +1,12 @@
-"""What the daemon opens on this machine, in the order in which it may fail.
+"""What a daemon opens on its machine, and how much of it goes when a start fails.
 
-    links ─▶ port free? ─▶ device ─▶ underlay sockets ─▶ one-port rules ─▶ overlay socket ─▶ control
+    control socket ─▶ port free? ─▶ device ─▶ sockets ─▶ rules
 
-An interface that is there already, from an earlier run, is adopted with all its sessions.
+Rule 1: what may be refused without a trace comes first.
+
+Rule 2: a start that fails undoes what it has made.  It also undoes what it has found with this
+        node's own key on it, as long as no mesh has let the node in: that was left by a run which
+        was killed before it had come any further.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from meshd.net.mux import PortMux
 from meshd.net.overlay import Overlay
 from meshd.net.rtnetlink import RouteNetlink
 from meshd.net.underlay import Underlay, check_port_free
+from meshd.values import PORT_MAX
 from meshd.wg.backend import delete_device, open_device
 
 if TYPE_CHECKING:
@@ -31,12 +36,15 @@ FWMARK = 0x6D65
 
 
 class Host:
-    """What the daemon opens on this machine.  Undone by `opened` if the start does not succeed."""
+    """Open handles, sockets and rules.  `opened` is told how to undo them."""
 
     def __init__(self, config: Config, start: Start, opened: ExitStack) -> None:
+        """Raise StartError or DeviceError."""
         interface = config.interface
         self.interface = interface
         identity = start.identity
+        self.control = ControlSocket.listen(config.socket_path)
+        opened.callback(self.control.close)
         self.links = RouteNetlink((overlay_prefix(identity.mesh), identity.ipv4_prefix))
         opened.callback(self.links.close)
         was_there = self.links.observe(interface) is not None
@@ -45,24 +53,26 @@ class Host:
         self.device: Device = open_device(
             interface, backend=config.backend, private_key=identity.wireguard_key
         )
+        opened.callback(self.device.close)
+        ours = not was_there
         if was_there:
-            opened.callback(self.device.close)
-        else:
+            found = self.device.observe()
+            if found.listen_port != config.port:
+                check_port_free(config.port)
+            ours = not start.remembered and found.private_key == identity.wireguard_key
+        if ours:
             opened.callback(self.remove_device)
         shared = one_port.nft_available()
-        # Without nft the second port has to be known to others: the one above WireGuard's.
-        self.underlay = Underlay(0 if shared else config.port + 1, fwmark=FWMARK)
+        self.underlay = _open_underlay(config.port, shared=shared)
         opened.callback(self.underlay.close)
         self.mux: PortMux | None = None
         if shared:
             self.mux = PortMux(interface, config.port, self.underlay.port, FWMARK)
             one_port.apply(self.mux)
-            if not was_there:
+            if ours:
                 opened.callback(one_port.remove, interface)
         self.overlay = Overlay(identity.ipv6, interface)
         opened.callback(self.overlay.close)
-        self.control = ControlSocket.listen(config.socket_path)
-        opened.callback(self.control.close)
 
     @property
     def control_port(self) -> int:
@@ -81,8 +91,22 @@ class Host:
 
     def let_go(self) -> None:
         """Close handles and sockets; the data plane stays as it is."""
-        self.control.close()
         self.overlay.close()
         self.underlay.close()
         self.device.close()
         self.links.close()
+        self.control.close()
+
+
+def _open_underlay(port: int, *, shared: bool) -> Underlay:
+    """Open meshd's own sockets; `port` is WireGuard's."""
+    if not shared:
+        # Others have to know the second port, so it is a fixed one: WireGuard's neighbour.
+        return Underlay(port + 1 if port < PORT_MAX else port - 1, fwmark=FWMARK)
+    underlay = Underlay(fwmark=FWMARK)
+    if underlay.port != port:
+        return underlay
+    # WireGuard does not listen yet, and the kernel has chosen just that port for us.
+    another = Underlay(fwmark=FWMARK)
+    underlay.close()
+    return another

@@ -41,6 +41,7 @@ def mesh_snapshot(
     ready: bool,
     uptime: float,
     startup: Mapping[str, float],
+    bad_packets: Mapping[str, int],
     findings: tuple[HealthFinding, ...],
     wall: float,
 ) -> MeshSnapshot:
@@ -60,13 +61,14 @@ def mesh_snapshot(
         uptime=uptime,
         version=engine.config.version,
         startup=startup,
+        bad_packets=bad_packets,
     )
     return MeshSnapshot(
         id=identity.mesh,
         name=identity.mesh.short,
         me=me,
         members=tuple(_member(engine, node, standing, wall) for node, standing in engine.others()),
-        health=(*findings, *_findings(engine)),
+        health=(*findings, *engine_findings(engine)),
     )
 
 
@@ -119,10 +121,11 @@ def _handshake_age(peer: PeerStatus, wall: float) -> float | None:
     return max(0.0, wall - peer.last_handshake_time)
 
 
-def _findings(engine: Engine) -> Iterator[HealthFinding]:
+def engine_findings(engine: Engine) -> Iterator[HealthFinding]:
+    """Say what is wrong with this node in the mesh, and with the mesh as far as it sees."""
     entry, identity = engine.entry, engine.identity
     if entry.refusal is not None:
-        yield HealthFinding("error", "refused", f"{entry.refusal}; trying on")
+        yield HealthFinding("error", "refused", entry.refusal)
     elif entry.silent:
         yield HealthFinding(
             "warning",

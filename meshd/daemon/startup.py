@@ -8,8 +8,8 @@
 | none          | a token               | no member yet: the token has to be shown to a seed      |
 | none          | nothing               | a usage error that names the three ways                 |
 
-Nothing is written here before `remember`, so that a start that fails, or is refused, leaves
-nothing behind.
+Before `remember`, nothing is written that outlives a start which fails or is refused.  What a run
+that is killed leaves behind, its keys and its interface, is used by the next one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from meshd.trust.invite import parse_token_untrusted
 from meshd.trust.secret import derive
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from meshd.config import Config
     from meshd.keys import MeshId
     from meshd.store import Store
@@ -61,7 +63,7 @@ class Start:
 
 
 def begin(config: Config, store: Store, wall: float) -> Start:
-    """Decide which mesh this node is in.  Raise UsageError or StartError; nothing is written."""
+    """Decide which mesh this node is in.  Raise UsageError, StartError or StoreError."""
     token = _token(config)
     keys = derive(config.secret) if config.secret is not None else None
     mesh = store.mesh
@@ -69,7 +71,9 @@ def begin(config: Config, store: Store, wall: float) -> Start:
         given = token.mesh if token is not None else keys[0].id if keys is not None else mesh
         store.bind(given)
         return _resume(config, store, mesh)
-    wireguard_key = WireGuardPrivateKey(os.urandom(KEY_BYTES))
+    if token is None and keys is None and not config.init:
+        raise UsageError(FIRST_START)
+    wireguard_key = _first_wireguard_key(store)
     if token is not None:
         identity = Identity(
             mesh=token.mesh,
@@ -82,8 +86,6 @@ def begin(config: Config, store: Store, wall: float) -> Start:
         )
         return Start(identity, None, _first_memory(), remembered=False)
     if keys is None:
-        if not config.init:
-            raise UsageError(FIRST_START)
         keys = MeshKey(os.urandom(KEY_BYTES)), BootstrapKey(os.urandom(KEY_BYTES))
     mesh_key, bootstrap_key = keys
     credential = founding_credential(store.node_key.id, config.name, mesh_key.id, int(wall))
@@ -133,6 +135,30 @@ def _token(config: Config) -> Token | None:
     except BadPacket as exc:
         where = f"{config.token_file}: " if config.token_file is not None else ""
         raise UsageError(f"{where}{exc.reason}") from exc
+
+
+def remarks(config: Config, start: Start) -> Iterator[str]:
+    """Say what was asked for and is not done, because the mesh has decided otherwise before."""
+    identity = start.identity
+    if not start.remembered:
+        return
+    if "name" in config.given and config.name != identity.name:
+        yield (
+            f"the name stays {identity.name}, with which the mesh has admitted this node; "
+            f"{config.name} is not used"
+        )
+    if "ipv4_prefix" in config.given and config.ipv4_prefix != identity.ipv4_prefix:
+        yield f"the mesh has the network {identity.ipv4_prefix}; {config.ipv4_prefix} is not used"
+
+
+def _first_wireguard_key(store: Store) -> WireGuardPrivateKey:
+    """Return the key that a run which was killed has begun with, or a new one."""
+    begun = store.load_secret(Secret.WIREGUARD_KEY)
+    if begun is not None:
+        return WireGuardPrivateKey(begun)
+    key = WireGuardPrivateKey(os.urandom(KEY_BYTES))
+    store.save_secret(Secret.WIREGUARD_KEY, bytes(key), provisional=True)
+    return key
 
 
 def _first_memory() -> Memory:

@@ -54,7 +54,7 @@ def open_device(
     else's.  Raise StartError, with nothing changed.
     """
     assert backend in BACKENDS, backend
-    _require_privilege(interface)
+    require_privilege(interface)
     try:
         with _Links() as links:
             device = _open(interface, backend, links)
@@ -77,6 +77,14 @@ def delete_device(interface: str, device: Device) -> None:
         # Somebody may have put another one in its place.
         if links.kind(interface) == "wireguard":
             links.delete(interface)
+
+
+def require_privilege(interface: str) -> None:
+    """Raise StartError where this process may not make interfaces."""
+    for line in PROCESS_STATUS.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff" and not int(value, 16) >> CAP_NET_ADMIN & 1:
+            raise _unprivileged(interface)
 
 
 def _open(interface: str, backend: str, links: _Links) -> Device:
@@ -143,13 +151,6 @@ def _require_key(private_key: WireGuardPrivateKey, interface: str, device: Devic
     except MeshdError:
         device.close()
         raise
-
-
-def _require_privilege(interface: str) -> None:
-    for line in PROCESS_STATUS.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "CapEff" and not int(value, 16) >> CAP_NET_ADMIN & 1:
-            raise _unprivileged(interface)
 
 
 def _unprivileged(interface: str) -> StartError:
