@@ -33,7 +33,7 @@ from meshd.engine import events
 from meshd.engine.admission import Admission
 from meshd.engine.entry import Entry
 from meshd.engine.handover import is_handover
-from meshd.engine.own_record import OwnRecord, RecordContent, own_claim
+from meshd.engine.own_record import OUTRUNS_MAX, OwnRecord, RecordContent, own_claim
 from meshd.errors import BadPacket
 from meshd.gossip import events as gossip_events
 from meshd.gossip.claim import MemberState
@@ -510,6 +510,8 @@ class Engine:
                 # From an earlier run; or from a later life than our disk remembers; or a clone.
                 if self._own.outrun(standing.record.sequence):
                     self._emit(events.SequenceOutrun(standing.record.sequence))
+                    if self._own.outruns == OUTRUNS_MAX + 1:
+                        self._cloned(node, "records of ours keep coming that we have not signed")
                 self._record_due = True
         elif standing is not None and standing.admitted:
             self._nodes_by_ipv6[self.ipv6_of(node)] = node
@@ -527,10 +529,13 @@ class Engine:
         self._replan()
 
     def _equivocation(self, node: NodeId) -> None:
+        self._cloned(node, "two different records with one sequence number")
+
+    def _cloned(self, node: NodeId, evidence: str) -> None:
         self._notice(
             "identity-cloned",
             node,
-            "two different records with one sequence number: its keys are in use twice; "
+            f"{evidence}: its keys are in use twice; "
             "give one of the machines a state directory of its own",
         )
 

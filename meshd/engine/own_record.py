@@ -5,6 +5,8 @@ Rule 1: a sequence number is never used for two different bodies.  Numbers come 
 
 Rule 2: a record of our own that comes from elsewhere with a higher number than ours is from a
         later life of this node than our disk remembers (a restored backup): we go on above it.
+        That happens once, or twice where members have not told each other.  More often than that,
+        it is no earlier life but another machine with our keys, which goes on above us in turn.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from meshd.trust.credential import Credential
     from meshd.trust.record import Candidate
 
+OUTRUNS_MAX = 2  # in a run: see rule 2
+
 
 @dataclass(frozen=True, slots=True)
 class RecordContent:
@@ -42,6 +46,7 @@ class OwnRecord:
     def __init__(self, *, sequence: int) -> None:
         self._next_sequence = sequence
         self._said: tuple[Identity, RecordContent] | None = None
+        self.outruns = 0
         self.record: Record | None = None
         self.blob = b""
 
@@ -59,6 +64,7 @@ class OwnRecord:
         if sequence < self._next_sequence:
             return False
         self._next_sequence = sequence + 1
+        self.outruns += 1
         return True
 
     def update(self, identity: Identity, content: RecordContent) -> bool:
