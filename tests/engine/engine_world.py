@@ -228,7 +228,10 @@ class Machine:
 
     def has_peer(self, other):
         """Whether the kernel has a tunnel for the other's overlay address."""
-        return self.wireguard.owner(other.ipv6) is not None
+        return self.has_peer_at(other.ipv6)
+
+    def has_peer_at(self, address):
+        return self.wireguard.owner(address) is not None
 
     def endpoint_of(self, other):
         peer = self.wireguard.observe().peers.get(other.public_key)
@@ -432,7 +435,7 @@ class World:
         """Return running secret-holders that all know the first as their seed, and are one mesh."""
         machines = [self.machine(f"n{number}", **options) for number in range(size)]
         for machine in machines:
-            machine.start(seeds=machines[:1])
+            machine.start(seeds=() if machine is machines[0] else machines[:1])
         self.run_until(lambda: whole(*machines), within=within)
         return machines
 

@@ -41,7 +41,7 @@ def contest(seed, *, winner_first):
 
 @pytest.mark.parametrize("winner_first", [True, False])
 def test_of_two_that_claim_one_address_the_later_admitted_moves(winner_first):
-    world, bystander, old, new = contest(1, winner_first=winner_first)
+    _, bystander, old, new = contest(1, winner_first=winner_first)
 
     assert old.ipv4 == CONTESTED
     assert new.ipv4 != CONTESTED

@@ -45,6 +45,15 @@ def test_a_lone_node_is_a_mesh_of_one():
     assert alone.engine.get_timer().at > world.now
 
 
+def test_a_node_may_be_named_as_its_own_seed():
+    world = World(seed=9)
+    a, b = world.machine("a"), world.machine("b")
+    for machine in (a, b):
+        machine.start(seeds=[a, b])
+
+    world.run_until(lambda: whole(a, b), within=1.0)
+
+
 def test_ten_nodes_started_at_once_form_a_mesh():
     world = World(seed=2)
 
