@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
 REPLAYS_REMEMBERED_MAX = 16_384
 PEERS_PER_BATCH_MAX = 64
+WELCOMES_MAX = 4  # unanswered questions beyond which a ping gets no immediate one in return
 
 # A round of a peer's pings may reach us at each of our candidates, three rounds in a second.
 ANSWERS_PER_SECOND_MAX = 32
@@ -355,8 +356,9 @@ class Agent:
         if unproven or ping.installed != peer.installs_us:
             # "You are in my kernel" is news both sides should have at once: the sooner of the two
             # to be ready starts a handshake, and if the other does so before it hears, they cross.
-            welcome = ping.installed and not peer.installs_us
-            if welcome or now - pair.asked_at >= config.probe_spacing:
+            # Only once, though: where answers take long, pings that beget pings would never end.
+            welcome = ping.installed and not peer.installs_us and pair.unanswered < WELCOMES_MAX
+            if welcome or now - pair.asked_at >= self._answer_spacing(pair):
                 self._ping(peer, pair, now)
             if not peer.proven:
                 # It is back: do not sit out a long pause.
@@ -365,6 +367,16 @@ class Agent:
                 self._reschedule(peer, now)
         elif ping.held < self._sequence and now - pair.asked_at >= config.update_spacing:
             self._ping(peer, pair, now)
+
+    def _answer_spacing(self, pair: Pair) -> float:
+        """Return how long to wait after a question before a ping may be the occasion for another.
+
+        It grows while nothing is answered: two sides that are slow because they are overloaded must
+        not keep each other so.
+        """
+        config = self._config
+        step = min(pair.unanswered, len(config.backoff)) - 1
+        return min(config.backoff[max(step, 0)], config.recheck_interval)
 
     def _on_pong(self, peer: Peer, pong: Probe, source: Endpoint, now: float) -> None:
         pair = peer.pairs.get(source)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 class PathConfig:
     """Seconds, unless said otherwise.
 
-        demand ──ping──┬─.1─┬─.2─┬─.5─┬─ 1 ─┬─ 2 ─┬─ 5 ─┬─ 10 ─ … ─ 10 ─┬─ 60 ─ …
-               all addresses of the peer, until one is proven    `patience`
+        demand ──ping──┬─.1─┬─.2─┬─.5─┬─ 1 ─┬─ 1 ─┬─ 2 ─ 2 ─ 2 ─┬─ 5 ─┬─ 10 ─ … ─ 10 ─┬─ 60 ─ …
+               all addresses of the peer, until one is proven            `patience`
 
     Each pause is shortened by up to `backoff_jitter` of itself, never lengthened, so that the last
     of the first ten minutes is also the longest a path can stay unnoticed after it is back.
     """
 
-    backoff: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+    backoff: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 1.0, 2.0, 2.0, 2.0, 5.0, 10.0)
     backoff_jitter: float = 0.25  # fraction of a pause
     returning_attempt: int = 3  # where in the backoff to go on when a lost peer is heard again
     patience: float = 600.0  # of searching for a path, before it is searched for rarely

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 OBSERVED_MAX = 4  # addresses a peer was heard from that its record does not list
 OBSERVED_UNANSWERED_MAX = 8  # pings, then such an address is forgotten
-OUTSTANDING_MAX = 4  # open transactions of a pair
+OUTSTANDING_MAX = 16  # open transactions of a pair: an overloaded peer answers after seconds
 
 
 @dataclass(slots=True, eq=False)
