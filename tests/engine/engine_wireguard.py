@@ -85,6 +85,7 @@ class Peer:
     following: Session | None = None  # not confirmed yet (rule 4)
     staged: list = field(default_factory=list)
     initiated_at: float = -REKEY_TIMEOUT
+    retrying: int | None = None  # the handshake to be repeated, until there is a session
     attempts: int = 0
     handshake_at: float = 0.0
     sent_at: float = -1.0
@@ -144,6 +145,10 @@ class WireGuard:
                 return key
         return None
 
+    def close(self):
+        """Be deleted."""
+        self._peers = {}
+
     # Packets out
 
     def send(self, packet):
@@ -180,13 +185,12 @@ class WireGuard:
         index = self._index()
         peer.handshake = ("initiated", index)
         self._transmit(key, peer, "initiation", index, None)
+        peer.retrying = index
         delay = REKEY_TIMEOUT + self._rng.random() * REKEY_TIMEOUT_JITTER
         self._after(delay, key, peer, lambda *_: self._retry(key, peer, index))
 
     def _retry(self, key, peer, index):
-        if peer.handshake is None or peer.initiated_at > self._now - REKEY_TIMEOUT:
-            return
-        if peer.handshake != ("initiated", index) and peer.current is not None:
+        if peer.retrying != index:
             return
         if peer.attempts >= REKEY_ATTEMPTS_MAX:
             peer.staged = []
@@ -254,7 +258,7 @@ class WireGuard:
     def _established(self, peer, session):
         peer.previous, peer.current = peer.current, session
         peer.handshake_at = self._world.wall
-        peer.attempts = 0
+        peer.retrying = None
         self.handshakes += 1
 
     # Timers

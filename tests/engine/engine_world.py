@@ -125,6 +125,7 @@ class Machine:
 
     def lose_interface(self):
         """Delete the interface, and all sessions with it."""
+        self.wireguard.close()
         self.wireguard = self._new_wireguard()
         self.link = frozenset()
         self.applied = {}
