@@ -1,4 +1,4 @@
-"""Properties are about values: how fast a busy machine tries them decides nothing."""
+"""How long an example takes says how busy the machine is, and nothing about the code."""
 
 from hypothesis import HealthCheck, settings
 
