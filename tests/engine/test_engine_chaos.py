@@ -18,10 +18,13 @@ class Chaos:
     def __init__(self, seed):
         self.world = World(seed=seed)
         self.rng = Random(f"chaos {seed}")
-        self.machines = self.world.mesh_of(5)
+        self.machines = [self.world.machine(f"n{number}") for number in range(5)]
         self.seeds = ["seed0.example.org:51820", "seed1.example.org:51820"]
         self.name_seeds()
         self.numbers = iter(range(1, 255))
+        for machine in self.machines:
+            machine.start(seeds=self.seeds)
+        self.world.run_until(lambda: whole(*self.machines), within=10.0)
 
     def name_seeds(self):
         """Have DNS say where the first two machines are."""
