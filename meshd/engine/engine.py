@@ -73,6 +73,7 @@ _STATE_EVENTS = {
     MemberState.LEFT: "member-left",
 }
 _LIVE = {MemberState.ALIVE, MemberState.SUSPECT}
+LEAVE_LINGER = 2.0  # how long datagrams of one that has left may still be under way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +130,7 @@ class Engine:
         self._own = OwnRecord(sequence=memory.sequence)
         self._local: tuple[IPAddress, ...] = ()
         self._nodes_by_ipv6: dict[IPv6Address, NodeId] = {}
-        self._returning: set[NodeId] = set()
+        self._left: dict[NodeId, float] = {}  # who has left and not shown up since; when
         self._ready: dict[NodeId, float] = {}  # path proven, but not in the kernel yet; its RTT
         self._record_due = True
         self.path = Agent(
@@ -302,7 +303,7 @@ class Engine:
             (
                 self._planned(node, standing)
                 for node, standing in self.others()
-                if self._is_wanted(node)
+                if node not in self._left
             ),
         )
         self.key_conflicts = plan.key_conflicts
@@ -424,9 +425,10 @@ class Engine:
         self, node: NodeId, after: MemberState, incarnation: int, reason: str, now: float
     ) -> None:
         self._notice(_STATE_EVENTS[after], node, reason, incarnation=incarnation)
-        if after is MemberState.ALIVE:
-            self._returning.discard(node)
-        elif after is not MemberState.LEFT:
+        self._left.pop(node, None)
+        if after is MemberState.LEFT:
+            self._left[node] = now
+        elif after is not MemberState.ALIVE:
             self.path.peer_suspect(node, now)
         self._replan()
 
@@ -447,6 +449,10 @@ class Engine:
                 self._contact_ready(now)
             case path_events.RecordReceived(blob, source):
                 self._on_record(blob, source, now, wall)
+            case path_events.PeerCalling(node):
+                # What it sent while it left may arrive after the news that it has.
+                if now - self._left.get(node, now) >= LEAVE_LINGER:
+                    self._returned(node)
             case path_events.ReflexiveChanged():
                 self._record_due = True
                 self._replan()
@@ -454,6 +460,11 @@ class Engine:
                 pass  # one witness; `ReflexiveChanged` says when it is believed
             case path_events.BadPacketReceived(_, reason):
                 self.bad_packets[reason] += 1
+
+    def _returned(self, node: NodeId) -> None:
+        """Give a member that had left its tunnel back: only through that it can say so."""
+        if self._left.pop(node, None) is not None:
+            self._replan()
 
     def _contact_ready(self, now: float) -> None:
         """Have those pinged whose proven endpoint the kernel has as well.
@@ -475,11 +486,7 @@ class Engine:
         except BadPacket as exc:
             self.bad_packets[exc.reason] += 1
             return
-        view = self.gossip.member(source)
-        if view is not None and view.state is MemberState.LEFT:
-            # It has come back, and can say so only through a tunnel.
-            self._returning.add(source)
-            self._replan()
+        self._returned(source)
         self._take_member(source, now)
 
     # Facts
@@ -522,7 +529,7 @@ class Engine:
 
     def _drop_member(self, node: NodeId, now: float) -> None:
         self._nodes_by_ipv6.pop(self.ipv6_of(node), None)
-        self._returning.discard(node)
+        self._left.pop(node, None)
         self._ready.pop(node, None)
         self._record_due = True  # the address it had may be free for us, or another
         self.path.remove_peer(node, now)
@@ -634,12 +641,6 @@ class Engine:
             live=view is not None and view.state in _LIVE,
             endpoint=self.path.endpoint(node),
         )
-
-    def _is_wanted(self, node: NodeId) -> bool:
-        """Whether a member has a peer entry: those that left have none, until they return."""
-        view = self.gossip.member(node)
-        left = view is not None and view.state is MemberState.LEFT
-        return not left or node in self._returning
 
     def _replan(self) -> None:
         self.plan_revision += 1

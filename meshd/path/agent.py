@@ -42,6 +42,7 @@ from meshd.path.config import PathConfig
 from meshd.path.events import (
     BadPacketReceived,
     EndpointSelected,
+    PeerCalling,
     PeerReady,
     RecordReceived,
     ReflexiveAddress,
@@ -344,6 +345,8 @@ class Agent:
         self._send(pong, peer, source, local)
         if ping.record is not None and ping.sequence > peer.sequence:
             self._events.append(RecordReceived(ping.record, peer.node))
+        if not peer.installed:
+            self._events.append(PeerCalling(peer.node))
         self._ask_back(peer, ping, peer.observe(source, local), now)
 
     def _ask_back(self, peer: Peer, ping: Probe, pair: Pair, now: float) -> None:

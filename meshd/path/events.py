@@ -46,6 +46,13 @@ class RecordReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerCalling:
+    """A peer pings that our kernel does not have: there is no tunnel it could call us by."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class ReflexiveAddress:
     """A peer says where our datagrams come from, as it sees it.  One witness, not yet a belief."""
 
@@ -76,6 +83,7 @@ Event: TypeAlias = (
     EndpointSelected
     | PeerReady
     | RecordReceived
+    | PeerCalling
     | ReflexiveAddress
     | ReflexiveChanged
     | BadPacketReceived
