@@ -67,6 +67,8 @@ ln -sfn /proc/self/fd/2 /dev/stderr
 {exports}
 hostname lab-vm
 ip link set lo up
+# Where a distribution's own start has run, this device is there from the beginning.
+modprobe tun
 ulimit -n 65536
 port() {{ ls /dev/vport*p$1; }}
 cd {directory} && {command} </dev/null >$(port {output_port}) 2>&1
