@@ -7,6 +7,10 @@ Bootstrap is only a way to meet one member; all else is learnt inside the tunnel
     start ──┬─ knows members ── ALONE_TIMEOUT without hearing any ──▶ ask ──▶ Joined ──▶ rest
             └─ knows nobody ────────────────────────────────────────▶ ask      │  ▲       │
                                                                         alone again: ask ◀┘
+
+A node that has company but misses members searches for them: every SEARCH_INTERVAL it asks those
+of its seeds, for a moment and without a word, at whose address none of its company is.  Two halves
+of a mesh that have both moved while they were apart know no other way to each other.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from meshd.bootstrap.joiner import Joiner
 from meshd.bootstrap.messages import ByInvite, ByRecord
 from meshd.engine import events
 from meshd.errors import BadPacket
+from meshd.gossip.claim import MemberState
+from meshd.path.candidates import control_endpoint
 from meshd.trust.fact import FactKind
 from meshd.trust.grammar import CLOCK_SKEW_MAX
 from meshd.underlay import Timer
@@ -33,6 +39,8 @@ if TYPE_CHECKING:
     from meshd.wg.types import Endpoint
 
 ALONE_TIMEOUT = 5.0  # with members known from earlier, or after having been let in
+SEARCH_INTERVAL = 30.0
+_LIVE = {MemberState.ALIVE, MemberState.SUSPECT}
 
 
 class Entry:
@@ -43,7 +51,7 @@ class Entry:
         self._rng = rng
         self._joiner: Joiner | None = None
         knows_somebody = bool(engine.others())
-        self._alone_since: float | None = now
+        self._accompanied = False
         self._ask_at: float | None = now + ALONE_TIMEOUT if knows_somebody else now
         self.silent = False  # the seeds have been asked for a while, and nobody answers
         self.refusal: str | None = None  # why a member did not let us in, for the time being
@@ -65,14 +73,23 @@ class Entry:
 
     def seeds_resolved(self, found: dict[str, tuple[Endpoint, ...]], now: float) -> None:
         """Take the addresses of the seeds."""
-        if self._joiner is not None:
-            self._joiner.seeds_resolved(found.items(), now)
+        if self._joiner is None:
+            return
+        needless = self._needless_endpoints()
+        self._joiner.seeds_resolved(
+            (
+                (seed, [endpoint for endpoint in endpoints if endpoint not in needless])
+                for seed, endpoints in found.items()
+            ),
+            now,
+        )
 
     def handle_timer(self, now: float, wall: float) -> None:
         """Ask, if it is time to."""
         if self._ask_at is not None and now >= self._ask_at:
-            self._ask_at = None
-            self._begin(now)
+            self._ask_at = self._next_search_at(now) if self._accompanied else None
+            if not self._accompanied or self._misses_somebody():
+                self._begin(now)
         if self._joiner is not None:
             self._joiner.handle_timer(now, wall)
 
@@ -102,15 +119,39 @@ class Entry:
 
     def _watch_company(self, now: float) -> None:
         """Stop asking when a member is heard; begin again when none has been for a while."""
-        if self._engine.gossip.accompanied:
-            self._alone_since = self._ask_at = None
+        if self._engine.gossip.accompanied == self._accompanied:
+            return
+        self._accompanied = not self._accompanied
+        if self._accompanied:
+            self._ask_at = self._next_search_at(now)
             self.silent = False
             self.refusal = None
-            if self._engine.identity.chain:
-                self._joiner = None
-        elif self._alone_since is None:
-            self._alone_since = now
+            self._joiner = None
+        else:
             self._ask_at = now + ALONE_TIMEOUT
+
+    def _next_search_at(self, now: float) -> float:
+        return now + SEARCH_INTERVAL * (0.75 + 0.5 * self._rng.random())
+
+    def _misses_somebody(self) -> bool:
+        return any(view.state is MemberState.DEAD for view in self._engine.gossip.members())
+
+    def _company(self) -> list[NodeId]:
+        views = self._engine.gossip.members()
+        return [view.node for view in views if view.state in _LIVE]
+
+    def _needless_endpoints(self) -> set[Endpoint]:
+        """Return where we ourselves are, and whom we hear anyway: asking there brings nothing."""
+        engine, company = self._engine, self._company()
+        used = {engine.path.endpoint(node) for node in company}
+        standings = (engine.ledger.standing(node) for node in (engine.identity.node, *company))
+        listed = {
+            control_endpoint(candidate)
+            for standing in standings
+            if standing is not None
+            for candidate in standing.record.candidates
+        }
+        return listed | {endpoint for endpoint in used if endpoint is not None}
 
     def _begin(self, now: float) -> None:
         engine = self._engine
@@ -144,8 +185,11 @@ class Entry:
             case bootstrap_events.Joined():
                 self._on_joined(event, now, wall)
             case bootstrap_events.RefusedByMesh(refusal, seed):
-                self.refusal = f"{seed} refuses: {refusal.text}"
+                if not self._accompanied:
+                    self.refusal = f"{seed} refuses: {refusal.text}"
                 engine.emit(events.RefusedByMesh(refusal.text, str(seed), refusal.final))
+            case bootstrap_events.Silent() if self._accompanied:
+                self._joiner = None  # until the next search
             case bootstrap_events.Silent(seeds, _):
                 self.silent = True
                 engine.emit(
@@ -161,6 +205,8 @@ class Entry:
     def _on_joined(self, event: bootstrap_events.Joined, now: float, wall: float) -> None:
         engine, answer = self._engine, event.answer
         self._joiner = None
+        if answer.seed.node in self._company():
+            return  # a search that has found whom we hear anyway, by another address
         self.silent = False
         self.refusal = None
         self.seed = answer.seed.node
@@ -184,8 +230,8 @@ class Entry:
         if not any(candidate.control_port for candidate in answer.seed.candidates):
             # Where it answered is as good as proven; its record need not list that address.
             engine.path.endpoint_observed(answer.seed.node, event.seed, now)
-        self._alone_since = now
-        self._ask_at = now + ALONE_TIMEOUT
+        if not self._accompanied:
+            self._ask_at = now + ALONE_TIMEOUT
         engine.emit(
             events.Notice(
                 "mesh-joined",
