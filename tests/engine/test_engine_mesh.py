@@ -6,7 +6,10 @@ import pytest
 
 from engine.engine_world import World, all_ping, whole
 from meshd.engine import events
-from meshd.gossip.claim import MemberState
+from meshd.gossip.claim import MemberState, sign_claim
+from meshd.gossip.wire import CLAIM_ITEM, Item, Message, MessageType, encode
+from meshd.trust.fact import FactKind
+from meshd.underlay import DatagramType
 
 # As long as the mesh may take to be whole again, nobody touching anything.
 HEALING = 15.0
@@ -331,6 +334,45 @@ def test_members_behind_one_nat_use_their_lan():
     assert x.endpoint_of(y).address == y.addresses[0]
 
 
+def test_two_halves_that_have_both_moved_find_each_other_by_a_seed():
+    world = World(seed=27)
+    machines = [world.machine(f"n{number}") for number in range(4)]
+    world.names["seed.example.org"] = ("192.0.2.1",)
+    for machine in machines:
+        machine.start(seeds=["seed.example.org:51820"])
+    world.run_until(lambda: whole(*machines), within=2.0)
+    world.underlay.island = frozenset({"n0", "n1"})
+    world.run_for(30.0)
+    for number, machine in enumerate(machines):
+        machine.renumber(f"198.51.100.{number + 1}")
+        world.run_for(HEALING)  # one after the other, so that each half stays together
+    world.names["seed.example.org"] = ("198.51.100.1",)
+    assert whole(*machines[:2])
+    assert whole(*machines[2:])
+
+    world.underlay.island = frozenset()
+
+    world.run_until(lambda: whole(*machines), within=60.0)
+
+
+def test_who_misses_nobody_or_knows_where_its_seeds_are_asks_nobody():
+    world = World(seed=28)
+    a, b, c = world.mesh_of(3)
+    world.run_for(100.0)
+    c.power_off()
+    world.underlay.capture = []
+
+    world.run_for(200.0)
+
+    assert not [
+        sent.payload
+        for sent in world.underlay.capture
+        if isinstance(sent.payload, bytes) and sent.payload[4] == DatagramType.BOOTSTRAP_REQUEST
+    ]
+    assert not a.of("no-answer")
+    assert not b.of("no-answer")
+
+
 # Going
 
 
@@ -350,6 +392,29 @@ def test_one_that_leaves_loses_its_peer_entries_and_gets_them_back_when_it_retur
 
     world.run_until(lambda: whole(a, b, c), within=5.0)
     assert all_ping(a, b, c)
+
+
+def test_one_that_is_back_before_the_news_that_it_left_gets_its_peer_entries_too():
+    world = World(seed=34)
+    a, b, c = world.mesh_of(3)
+    world.underlay.island = frozenset({"n2"})
+    c.leave()
+    world.run_until(lambda: c.engine is None, within=2.0)
+    c.start()
+    # A member that others can reach has brought them its new record, and then, late, the old news.
+    left = sign_claim(c.node, 1, MemberState.LEFT, key=c.disk.node_key, mesh=world.mesh)
+    news = encode(Message(MessageType.GOSSIP, 0, 1, 1, items=(Item(CLAIM_ITEM, left.blob),)))
+    for machine, source in ((a, b), (b, a)):
+        machine.learn(FactKind.RECORD, c.engine.own_blob)
+        machine.engine.overlay_datagram(news, source.ipv6, world.now, world.wall)
+        machine.drain()
+        assert machine.state_of(c) is MemberState.LEFT
+    world.run_for(5.0)
+    assert c.ipv6 not in _reachable(a)
+
+    world.underlay.island = frozenset()
+
+    world.run_until(lambda: whole(a, b, c), within=HEALING)
 
 
 def test_a_dead_member_keeps_its_peer_entry():
