@@ -130,8 +130,8 @@ def _daemon_is_killed(lab: Lab) -> None:
     address = killed.status()["self"]["ipv4"]
     flow = neighbour.ping_flow(address, rate=FLOW_RATE)
     killed.kill_daemon()
-    with _step("the others know it"):
-        mesh.wait_whole(others, timeout=STEP_TIMEOUT)
+    with _step("the others hold it for dead"):
+        mesh.wait_state(others, killed.name, "dead", timeout=STEP_TIMEOUT)
     time.sleep(KILLED_FOR)
     report = flow.stop()
     console.say(f"            pings from {neighbour.name} meanwhile: {report}")
@@ -148,8 +148,8 @@ def _cable_is_pulled(lab: Lab) -> None:
     others = [node for node in lab.nodes.values() if node is not cut]
     addresses = mesh.addresses(list(lab.nodes.values()), version=4)
     cut.link_down()
-    with _step("the others know it"):
-        mesh.wait_whole(others, timeout=STEP_TIMEOUT)
+    with _step("the others hold it for dead"):
+        mesh.wait_state(others, cut.name, "dead", timeout=STEP_TIMEOUT)
     with _step("it is plugged in again: all see all, and all pings are answered"):
         cut.link_up()
         mesh.wait_whole(list(lab.nodes.values()), timeout=STEP_TIMEOUT)

@@ -74,6 +74,20 @@ def wait_whole(nodes: Sequence[Node], *, timeout: float = WHOLE_TIMEOUT) -> None
     wait_until(whole, f"{', '.join(sorted(expected))} see each other", timeout=timeout)
 
 
+def wait_state(
+    nodes: Sequence[Node], name: str, state: str, *, timeout: float = WHOLE_TIMEOUT
+) -> None:
+    """Wait until each of the nodes holds another for alive, suspect, dead or left."""
+
+    def held() -> bool:
+        for node in nodes:
+            seen = [m["state"] for m in node.status()["members"] if m["name"] == name]
+            assert seen == [state], f"{node.name} holds {name} for {seen or 'nobody'}"
+        return True
+
+    wait_until(held, f"{name} is held for {state}", timeout=timeout)
+
+
 def addresses(nodes: Sequence[Node], *, version: int) -> dict[str, str]:
     """Return the nodes' own addresses in the mesh."""
     return {node.name: node.status()["self"][f"ipv{version}"] for node in nodes}

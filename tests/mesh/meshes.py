@@ -2,9 +2,8 @@
 
 import contextlib
 import secrets
-import subprocess
 
-from lablib import Lab, mesh, wait_until
+from lablib import Lab, mesh
 
 SEED_PORT = 51820
 # A machine with two emulated cores needs ten times as long for the same.
@@ -66,11 +65,7 @@ def member(node, name):
 
 def wait_state(node, name, state, *, timeout=PATIENCE):
     """Wait until a node holds another for alive, dead, ..."""
-    wait_until(
-        lambda: (seen := member(node, name)) is not None and seen["state"] == state,
-        f"{node.name} holds {name} for {state}",
-        timeout=timeout,
-    )
+    mesh.wait_state([node], name, state, timeout=timeout)
 
 
 def wireguard(node):
@@ -81,17 +76,6 @@ def wireguard(node):
     return own, peers
 
 
-def interface_exists(node, name="mesh0"):
-    """Whether a node has the interface."""
-    shown = node.run(["ip", "link", "show", name], check=False)
-    return shown.returncode == 0
-
-
 def end_wireguard(node):
     """Delete the interface, whichever backend serves it."""
     node.delete_interface("mesh0")
-
-
-def tail(process: subprocess.CompletedProcess) -> str:
-    """What a command said, for messages."""
-    return f"{process.stdout}{process.stderr}"
