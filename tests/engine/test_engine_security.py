@@ -1,5 +1,6 @@
 """What an adversary gets out of a node: one with no key, one with the bootstrap key, a member."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from random import Random
 
@@ -8,10 +9,13 @@ import pytest
 from engine.engine_wireguard import Packet
 from engine.engine_world import PORT, World, all_ping, whole
 from meshd.addresses import overlay_prefix
+from meshd.bootstrap.messages import AdmissionVerdict, encode_admission_verdict
 from meshd.engine import events
+from meshd.engine.handover import Handover, mark
 from meshd.keys import NodeKey
 from meshd.trust.fact import FactKind
 from meshd.trust.record import Candidate, CandidateKind, Record, open_record_untrusted, sign_record
+from meshd.trust.refusal import Refusal, RefusalCode
 from meshd.trust.revocation import Revocation, sign_revocation
 from meshd.underlay import MAGIC
 from meshd.wg.types import Endpoint
@@ -178,6 +182,33 @@ def test_a_member_that_names_our_own_wireguard_key_gets_no_tunnel():
     world.run_for(1.0)
     assert a.engine.key_conflicts == (mallory.node,)
     assert a.wireguard.observe().peers == {}
+
+
+def test_a_verdict_counts_only_from_the_member_that_was_asked():
+    world = World(seed=16)
+    founder, plain, mallory = (world.machine(name) for name in ("founder", "plain", "mallory"))
+    founder.start()
+    for machine in (plain, mallory):
+        machine.start(token=founder.invite(key=machine.name))
+    world.run_until(lambda: whole(founder, plain, mallory), within=2.0)
+    joiner = world.machine("joiner")
+    token = founder.invite(seeds=[plain])
+    founder.kill()  # it is asked, and does not answer
+    joiner.start(token=token)
+    world.run_until(lambda: plain.engine.admission.get_timer() is not None, within=1.0)
+    (reference, *_) = plain.engine.admission._handed_over
+    refusal = Refusal(RefusalCode.USED, "go away")
+    verdict = encode_admission_verdict(AdmissionVerdict(reference, refusal))
+
+    plain.engine.overlay_datagram(
+        mark(Handover.ADMISSION_VERDICT, verdict), mallory.ipv6, world.now, world.wall
+    )
+    plain.drain()
+    founder.start()
+    world.run_until(lambda: whole(founder, plain, mallory, joiner), within=15.0)
+
+    assert plain.engine.bad_packets["verdict on nothing we handed over"] == 1
+    assert not joiner.of(events.RefusedByMesh)
 
 
 def test_addresses_inside_the_mesh_never_become_endpoints():
@@ -376,6 +407,20 @@ def test_a_restored_backup_goes_on_above_its_newer_self_and_is_no_clone():
         assert not machine.of("identity-cloned")
     assert c.of(events.SequenceOutrun)
     assert c.disk.starts > newest >> 20, "the next run begins above it"
+
+
+def test_two_records_with_one_number_are_reported_however_they_come():
+    world = World(seed=52)
+    a, mallory = world.mesh_of(2)
+    standing = a.engine.ledger.standing(mallory.node)
+    record = replace(standing.record, candidates=())
+    mallory.kill()
+
+    a.learn(FactKind.RECORD, sign_record(record, mallory.disk.node_key, world.mesh))
+
+    (notice,) = a.of("identity-cloned")
+    assert notice.member == mallory.node
+    assert "keys are in use twice" in notice.message
 
 
 @pytest.mark.parametrize("restarts", [0, 5], ids=["one number twice", "other numbers"])
