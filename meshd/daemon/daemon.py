@@ -49,7 +49,8 @@ from meshd.daemon.names import SeedResolver, look_up
 from meshd.daemon.reconciler import Reconciler
 from meshd.daemon.snapshot import engine_findings
 from meshd.engine import events
-from meshd.engine.engine import Engine, EngineConfig
+from meshd.engine.config import EngineConfig
+from meshd.engine.engine import Engine
 from meshd.errors import DeviceError, StartError, StoreError, UsageError
 from meshd.net.local import host_candidates
 from meshd.net.monitor import NetworkMonitor

@@ -50,7 +50,7 @@ def mesh_snapshot(
     me = SelfSnapshot(
         id=identity.node,
         name=engine.ledger.names().get(identity.node, identity.name),
-        ipv4=engine.ipv4,
+        ipv4=engine.presence.ipv4,
         ipv6=identity.ipv6,
         public_key=identity.wireguard_key.public,
         interface=interface,
@@ -100,7 +100,7 @@ def _member(engine: Engine, node: NodeId, standing: Standing, wall: float) -> Me
         name=engine.name_of(node),
         state=_STATES[state],
         incarnation=0 if view is None else max(0, view.incarnation),
-        ipv4=engine.addresses.get(node),
+        ipv4=engine.presence.addresses.get(node),
         ipv6=engine.ipv6_of(node),
         public_key=standing.record.wireguard_key,
         endpoint=None if peer is None else peer.endpoint,
@@ -142,7 +142,7 @@ def engine_findings(engine: Engine) -> Iterator[HealthFinding]:
             f"{'behind' if entry.clock_skew > 0 else 'ahead of'} the seed's; set it right: tokens "
             "and credentials expire by it",
         )
-    if identity.chain and engine.ipv4 is None:
+    if identity.chain and engine.presence.ipv4 is None:
         yield HealthFinding(
             "warning",
             "no-ipv4",

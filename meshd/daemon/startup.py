@@ -20,7 +20,7 @@ from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 from meshd.codec import Fields, pack
-from meshd.engine.engine import Memory
+from meshd.engine.config import Memory
 from meshd.engine.identity import Identity
 from meshd.errors import BadPacket, StartError, UsageError
 from meshd.keys import KEY_BYTES, BootstrapKey, MeshKey, WireGuardPrivateKey

@@ -66,7 +66,7 @@ class Admission:
         self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
     ) -> None:
         """Handle a bootstrap request, which may be anything at all."""
-        if not self._engine.own_blob:
+        if not self._engine.presence.blob:
             self._engine.bad_packets["request to one who is not in yet"] += 1
             return
         self._responder.receive_datagram(datagram, source, local, now)
@@ -186,7 +186,7 @@ class Admission:
         self._responder.answer(
             reference,
             verdict,
-            record=self._engine.own_blob,
+            record=self._engine.presence.blob,
             chain=identity.chain,
             ipv4_prefix=identity.ipv4_prefix,
             wall=wall,

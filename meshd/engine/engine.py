@@ -25,38 +25,34 @@ Times: `now` is monotonic, `wall` is the wall clock; both in seconds, both alway
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from meshd.addresses import overlay_address, overlay_prefix
+from meshd.addresses import overlay_address
 from meshd.engine import events
 from meshd.engine.admission import Admission
 from meshd.engine.entry import Entry
 from meshd.engine.handover import is_handover
-from meshd.engine.own_record import OUTRUNS_MAX, OwnRecord, RecordContent, own_claim
+from meshd.engine.presence import Presence
 from meshd.errors import BadPacket
 from meshd.gossip import events as gossip_events
 from meshd.gossip.claim import MemberState
-from meshd.gossip.config import GossipConfig
 from meshd.gossip.node import Node
 from meshd.keys import NodeId
 from meshd.path import events as path_events
 from meshd.path.agent import Agent
-from meshd.path.candidates import own_candidates
-from meshd.path.config import PathConfig
-from meshd.plan.claims import Claim, resolve_claims
 from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
-from meshd.trust.credential import covered, verify_chain_untrusted
+from meshd.trust.credential import verify_chain_untrusted
 from meshd.trust.fact import FactKind
 from meshd.trust.ledger import Ledger, Outcome
 from meshd.underlay import DatagramType, Timer, datagram_type_untrusted
 from meshd.wg.types import DeviceStatus
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address, IPv6Address
+    from ipaddress import IPv6Address
     from random import Random
 
-    from meshd.codec import IPAddress, IPNetwork
+    from meshd.codec import IPAddress
+    from meshd.engine.config import EngineConfig, Memory
     from meshd.engine.events import Event
     from meshd.engine.identity import Identity
     from meshd.plan.plan import DesiredState
@@ -74,32 +70,6 @@ _STATE_EVENTS = {
 }
 _LIVE = {MemberState.ALIVE, MemberState.SUSPECT}
 LEAVE_LINGER = 2.0  # how long datagrams of one that has left may still be under way
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """What the operator and the host decide."""
-
-    listen_port: int = 51820
-    control_port: int = 0  # 0 when meshd's datagrams share WireGuard's port
-    fwmark: int = 0
-    configured: tuple[Endpoint, ...] = ()
-    advertise: tuple[IPNetwork, ...] = ()
-    relay: bool = False
-    wanted_ipv4: IPv4Address | None = None
-    seeds: tuple[str, ...] = ()
-    version: str = ""
-    gossip: GossipConfig = field(default_factory=GossipConfig)
-    path: PathConfig = field(default_factory=PathConfig)
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What a node remembers of earlier runs."""
-
-    facts: tuple[Fact, ...] = ()
-    sequence: int = 1  # the first that may be used for a record
-    incarnation: int = 0
 
 
 class Engine:
@@ -122,23 +92,19 @@ class Engine:
         self.plan_revision = 0
         self.bad_packets: Counter[str] = Counter()
         self.device = DeviceStatus(private_key=None, listen_port=0, fwmark=0)
-        self.ipv4: IPv4Address | None = None
-        self.addresses: dict[NodeId, IPv4Address] = {}  # of all members, by their claims
         self.key_conflicts: tuple[NodeId, ...] = ()  # members without a tunnel: see the plan
         self._events: deque[Event] = deque()
         self._overlay: list[tuple[bytes, IPv6Address]] = []
-        self._own = OwnRecord(sequence=memory.sequence)
-        self._local: tuple[IPAddress, ...] = ()
+        self.presence = Presence(self, sequence=memory.sequence)
         self._nodes_by_ipv6: dict[IPv6Address, NodeId] = {}
         self._left: dict[NodeId, float] = {}  # who has left and not shown up since; when
         self._ready: dict[NodeId, float] = {}  # path proven, but not in the kernel yet; its RTT
-        self._record_due = True
         self.path = Agent(
             identity.node_key,
             identity.mesh,
             identity.bootstrap_key,
             config=config.path,
-            excluded=self._own_networks(),
+            excluded=self.presence.networks,
             rng=rng,
             now=now,
         )
@@ -212,11 +178,9 @@ class Engine:
 
     def local_changed(self, addresses: tuple[IPAddress, ...], now: float, wall: float) -> None:
         """Take the host's underlay addresses, best first."""
-        if addresses != self._local:
-            self._local = addresses
-            self._record_due = True
+        self.presence.take_local(addresses)
         # The record goes first: the probes towards everybody are to carry the new one.
-        self._refresh(now, wall)
+        self.presence.refresh(now, wall)
         self.path.local_changed(
             addresses,
             port=self.config.listen_port,
@@ -295,7 +259,7 @@ class Engine:
                 private_key=self.identity.wireguard_key,
                 listen_port=self.config.listen_port,
                 fwmark=self.config.fwmark,
-                ipv4=self.ipv4,
+                ipv4=self.presence.ipv4,
                 ipv4_prefix=self.identity.ipv4_prefix,
                 ipv6=self.identity.ipv6,
                 behind_nat=self.path.behind_nat,
@@ -337,16 +301,15 @@ class Engine:
             self.identity.chain, self.identity.mesh, self.identity.node, self.ledger.cache
         )[-1]
 
-    @property
-    def own_blob(self) -> bytes:
-        """Our own signed record; empty before we are admitted."""
-        return self._own.blob
-
     # For the parts of the engine
 
     def emit(self, event: Event) -> None:
         """Queue an event."""
         self._emit(event)
+
+    def replan(self) -> None:
+        """Note that the plan may come out differently."""
+        self.plan_revision += 1
 
     def send_overlay(self, datagram: bytes, node: NodeId) -> None:
         """Queue a datagram through a member's tunnel."""
@@ -370,8 +333,8 @@ class Engine:
         if identity == self.identity:
             return
         self.identity = identity
-        self.path.exclude(self._own_networks(), now)
-        self._record_due = True
+        self.path.exclude(self.presence.networks, now)
+        self.presence.due = True
         self._emit(events.Admitted(identity))
 
     # Settling: the events of each core are inputs of the others
@@ -388,7 +351,7 @@ class Engine:
                 busy = True
             busy = self.entry.settle(now, wall) or busy
             busy = self.admission.settle(now, wall) or busy
-            busy = self._refresh(now, wall) or busy
+            busy = self.presence.refresh(now, wall) or busy
 
     def _on_gossip(self, event: gossip_events.Event, now: float) -> None:
         match event:
@@ -430,7 +393,7 @@ class Engine:
             self._left[node] = now
         elif after is not MemberState.ALIVE:
             self.path.peer_suspect(node, now)
-        self._replan()
+        self.replan()
 
     def _on_path(self, event: path_events.Event, now: float, wall: float) -> None:
         match event:
@@ -443,7 +406,7 @@ class Engine:
                     endpoint=str(endpoint),
                     before=None if before is None else str(before),
                 )
-                self._replan()
+                self.replan()
             case path_events.PeerReady(node, rtt):
                 self._ready[node] = rtt
                 self._contact_ready(now)
@@ -454,8 +417,8 @@ class Engine:
                 if now - self._left.get(node, now) >= LEAVE_LINGER:
                     self._returned(node)
             case path_events.ReflexiveChanged():
-                self._record_due = True
-                self._replan()
+                self.presence.due = True
+                self.replan()
             case path_events.ReflexiveAddress():
                 pass  # one witness; `ReflexiveChanged` says when it is believed
             case path_events.BadPacketReceived(_, reason):
@@ -464,7 +427,7 @@ class Engine:
     def _returned(self, node: NodeId) -> None:
         """Give a member that had left its tunnel back: only through that it can say so."""
         if self._left.pop(node, None) is not None:
-            self._replan()
+            self.replan()
 
     def _contact_ready(self, now: float) -> None:
         """Have those pinged whose proven endpoint the kernel has as well.
@@ -506,20 +469,15 @@ class Engine:
             # A revocation, or an invite that was used twice: anybody's standing may have changed.
             for node in self.ledger.members():
                 self._take_member(node, now)
-        self._record_due = True
-        self._replan()
+        self.presence.due = True
+        self.replan()
 
     def _take_member(self, node: NodeId, now: float) -> None:
         """Act on what the ledger holds of a node."""
         standing = self.ledger.standing(node)
         if node == self.identity.node:
-            if standing is not None and standing.blob != self._own.blob:
-                # From an earlier run; or from a later life than our disk remembers; or a clone.
-                if self._own.outrun(standing.record.sequence):
-                    self._emit(events.SequenceOutrun(standing.record.sequence))
-                    if self._own.outruns == OUTRUNS_MAX + 1:
-                        self._cloned(node, "records of ours keep coming that we have not signed")
-                self._record_due = True
+            if standing is not None and self.presence.met_elsewhere(standing):
+                self._cloned(node, "records of ours keep coming that we have not signed")
         elif standing is not None and standing.admitted:
             self._nodes_by_ipv6[self.ipv6_of(node)] = node
             record = standing.record
@@ -531,9 +489,9 @@ class Engine:
         self._nodes_by_ipv6.pop(self.ipv6_of(node), None)
         self._left.pop(node, None)
         self._ready.pop(node, None)
-        self._record_due = True  # the address it had may be free for us, or another
+        self.presence.due = True  # the address it had may be free for us, or another
         self.path.remove_peer(node, now)
-        self._replan()
+        self.replan()
 
     def _equivocation(self, node: NodeId) -> None:
         self._cloned(node, "two different records with one sequence number")
@@ -546,87 +504,6 @@ class Engine:
             "give one of the machines a state directory of its own",
         )
 
-    # What we say of ourselves
-
-    def _refresh(self, now: float, wall: float) -> bool:
-        """Sign and spread a new record if there is anything new to say."""
-        if not self._record_due:
-            return False
-        self._record_due = False
-        self._resolve_addresses()
-        credential = self.own_credential
-        if credential is None or not self._own.update(self.identity, self._content(credential)):
-            return False
-        fact = self.learn(FactKind.RECORD, self._own.blob, now, wall)
-        assert fact is not None, "there is room for our own record"
-        self.path.record_changed(self._own.blob, self._own.sequence)
-        return True
-
-    def _content(self, credential: Credential) -> RecordContent:
-        config = self.config
-        candidates = own_candidates(
-            hosts=self._local,
-            port=config.listen_port,
-            control_port=config.control_port,
-            configured=config.configured,
-            reflexive=self.path.reflexive,
-            excluded=self._own_networks(),
-        )
-        return RecordContent(
-            candidates=candidates,
-            ipv4=self.ipv4,
-            routes=tuple(r for r in config.advertise if covered(r, credential.routes)),
-            relay=config.relay and credential.relay,
-            version=config.version,
-        )
-
-    def _own_networks(self) -> tuple[IPNetwork, ...]:
-        """Return the mesh's own networks: no endpoint is ever inside them."""
-        return overlay_prefix(self.identity.mesh), self.identity.ipv4_prefix
-
-    def _resolve_addresses(self) -> None:
-        """Decide all members' IPv4 addresses, and claim another one if ours is lost."""
-        prefix = self.identity.ipv4_prefix
-        claims = [
-            Claim(node, standing.ipv4, standing.pinned, standing.credential.admitted_at)
-            for node, standing in self.others()
-            if standing.ipv4 is not None
-        ]
-        before = self.ipv4
-        credential = self.own_credential
-        if credential is not None:
-            own = own_claim(
-                credential,
-                claims,
-                prefix=prefix,
-                wanted=(before, self.config.wanted_ipv4, self._remembered_ipv4()),
-            )
-            self.ipv4 = None if own is None else own.address
-            if own is not None:
-                claims.append(own)
-        self.addresses = resolve_claims(claims, prefix)
-        if before != self.ipv4:
-            self._replan()
-            self._address_changed(before)
-
-    def _address_changed(self, before: IPv4Address | None) -> None:
-        if before is None:
-            return
-        holders = [node for node, address in self.addresses.items() if address == before]
-        if holders:
-            why = f"belongs to {self.name_of(holders[0])}"
-        elif before not in self.identity.ipv4_prefix:
-            why = f"is not in the mesh's prefix {self.identity.ipv4_prefix}"
-        else:
-            why = "is not the one our credential pins"
-        self._notice(
-            "address-changed", None, f"our IPv4 address {before} {why}; ours is {self.ipv4}"
-        )
-
-    def _remembered_ipv4(self) -> IPv4Address | None:
-        standing = self.ledger.standing(self.identity.node)
-        return None if standing is None else standing.record.ipv4
-
     # Plan
 
     def _planned(self, node: NodeId, standing: Standing) -> PlannedMember:
@@ -636,14 +513,11 @@ class Engine:
             admitted_at=standing.credential.admitted_at,
             wireguard_key=standing.record.wireguard_key,
             next_wireguard_key=standing.record.next_wireguard_key,
-            ipv4=self.addresses.get(node),
+            ipv4=self.presence.addresses.get(node),
             ipv6=self.ipv6_of(node),
             live=view is not None and view.state in _LIVE,
             endpoint=self.path.endpoint(node),
         )
-
-    def _replan(self) -> None:
-        self.plan_revision += 1
 
     # Events
 

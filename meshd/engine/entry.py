@@ -171,8 +171,8 @@ class Entry:
 
     def _introduction(self) -> Introduction | None:
         identity = self._engine.identity
-        if self._engine.own_blob:
-            return ByRecord(self._engine.own_blob)
+        if self._engine.presence.blob:
+            return ByRecord(self._engine.presence.blob)
         if identity.token is not None:
             return ByInvite(identity.name, identity.token.invite, identity.token.invite_key)
         return None

@@ -21,7 +21,8 @@ from random import Random
 from engine.engine_underlay import INTERNET, PORT, Underlay
 from engine.engine_wireguard import Packet, WireGuard
 from meshd.engine import events
-from meshd.engine.engine import Engine, EngineConfig, Memory
+from meshd.engine.config import EngineConfig, Memory
+from meshd.engine.engine import Engine
 from meshd.engine.identity import Identity
 from meshd.gossip.claim import MemberState
 from meshd.keys import BootstrapKey, InviteKey, MeshKey, NodeKey, WireGuardPrivateKey
@@ -212,7 +213,7 @@ class Machine:
 
     @property
     def ipv4(self):
-        return self.engine.ipv4
+        return self.engine.presence.ipv4
 
     @property
     def ipv6(self):

@@ -12,7 +12,10 @@ CONTESTED = IPv4Address("100.64.3.3")
 def settled(*machines):
     """Whether all agree on everybody's address, and no two have the same."""
     views = [
-        {m.node: m.ipv4 if m is machine else machine.engine.addresses.get(m.node) for m in machines}
+        {
+            m.node: m.ipv4 if m is machine else machine.engine.presence.addresses.get(m.node)
+            for m in machines
+        }
         for machine in machines
     ]
     return len(set(views[0].values())) == len(machines) and all(v == views[0] for v in views)
@@ -107,7 +110,7 @@ def test_a_forgotten_members_address_can_be_claimed():
     world.run_until(lambda: whole(a, b), within=2.0)
     b.power_off()
     a.forget(b)
-    assert CONTESTED not in a.engine.addresses.values()
+    assert CONTESTED not in a.engine.presence.addresses.values()
     c = world.machine("c", wanted_ipv4=CONTESTED)
 
     c.start(seeds=[a])

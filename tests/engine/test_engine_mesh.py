@@ -405,7 +405,7 @@ def test_one_that_is_back_before_the_news_that_it_left_gets_its_peer_entries_too
     left = sign_claim(c.node, 1, MemberState.LEFT, key=c.disk.node_key, mesh=world.mesh)
     news = encode(Message(MessageType.GOSSIP, 0, 1, 1, items=(Item(CLAIM_ITEM, left.blob),)))
     for machine, source in ((a, b), (b, a)):
-        machine.learn(FactKind.RECORD, c.engine.own_blob)
+        machine.learn(FactKind.RECORD, c.engine.presence.blob)
         machine.engine.overlay_datagram(news, source.ipv6, world.now, world.wall)
         machine.drain()
         assert machine.state_of(c) is MemberState.LEFT

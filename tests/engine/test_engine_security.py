@@ -140,7 +140,9 @@ def test_with_cascade_those_whom_the_revoked_one_let_in_go_too():
 def lying_record(machine, **fields):
     """Return a machine's newest record, altered and signed by itself."""
     engine = machine.engine
-    record, _ = open_record_untrusted(engine.own_blob, engine.identity.mesh, engine.ledger.cache)
+    record, _ = open_record_untrusted(
+        engine.presence.blob, engine.identity.mesh, engine.ledger.cache
+    )
     values = {
         name: getattr(record, name)
         for name in ("node", "wireguard_key", "candidates", "ipv4", "version", "chain")

@@ -1,0 +1,153 @@
+"""What this node says of itself, and which IPv4 address is whose.
+
+A record is signed anew whenever something in it changes: the host's addresses, how others see
+them, the credential, the IPv4 claim.  Claims are resolved from all records, so whatever is learnt
+of others may change ours: `due` asks for another look.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meshd.addresses import overlay_prefix
+from meshd.engine import events
+from meshd.engine.own_record import OUTRUNS_MAX, OwnRecord, RecordContent, own_claim
+from meshd.path.candidates import own_candidates
+from meshd.plan.claims import Claim, resolve_claims
+from meshd.trust.credential import covered
+from meshd.trust.fact import FactKind
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address
+
+    from meshd.codec import IPAddress, IPNetwork
+    from meshd.engine.engine import Engine
+    from meshd.keys import NodeId
+    from meshd.trust.credential import Credential
+    from meshd.trust.standing import Standing
+
+
+class Presence:
+    """Owns our record and the table of addresses."""
+
+    def __init__(self, engine: Engine, *, sequence: int) -> None:
+        """`sequence` is the first that may be used for a record."""
+        self._engine = engine
+        self._own = OwnRecord(sequence=sequence)
+        self._local: tuple[IPAddress, ...] = ()
+        self.due = True
+        self.ipv4: IPv4Address | None = None
+        self.addresses: dict[NodeId, IPv4Address] = {}  # of all members, by their claims
+
+    @property
+    def blob(self) -> bytes:
+        """Our own signed record; empty before we are admitted."""
+        return self._own.blob
+
+    @property
+    def networks(self) -> tuple[IPNetwork, ...]:
+        """The mesh's own networks: no endpoint is ever inside them."""
+        identity = self._engine.identity
+        return overlay_prefix(identity.mesh), identity.ipv4_prefix
+
+    def take_local(self, addresses: tuple[IPAddress, ...]) -> None:
+        """Take the host's underlay addresses, best first."""
+        if addresses != self._local:
+            self._local = addresses
+            self.due = True
+
+    def met_elsewhere(self, standing: Standing) -> bool:
+        """Take a record of ours that others hold.  Return whether it proves a clone.
+
+        It is from an earlier run; or from a later life than our disk remembers; or a clone's.
+        """
+        if standing.blob == self._own.blob:
+            return False
+        self.due = True
+        if not self._own.outrun(standing.record.sequence):
+            return False
+        self._engine.emit(events.SequenceOutrun(standing.record.sequence))
+        return self._own.outruns == OUTRUNS_MAX + 1
+
+    def refresh(self, now: float, wall: float) -> bool:
+        """Sign and spread a new record if there is anything new to say.  Return whether it was."""
+        if not self.due:
+            return False
+        self.due = False
+        engine = self._engine
+        credential = engine.own_credential
+        self._resolve_addresses(credential)
+        if credential is None or not self._own.update(engine.identity, self._content(credential)):
+            return False
+        fact = engine.learn(FactKind.RECORD, self._own.blob, now, wall)
+        assert fact is not None, "there is room for our own record"
+        engine.path.record_changed(self._own.blob, self._own.sequence)
+        return True
+
+    def _content(self, credential: Credential) -> RecordContent:
+        engine = self._engine
+        config = engine.config
+        candidates = own_candidates(
+            hosts=self._local,
+            port=config.listen_port,
+            control_port=config.control_port,
+            configured=config.configured,
+            reflexive=engine.path.reflexive,
+            excluded=self.networks,
+        )
+        return RecordContent(
+            candidates=candidates,
+            ipv4=self.ipv4,
+            routes=tuple(r for r in config.advertise if covered(r, credential.routes)),
+            relay=config.relay and credential.relay,
+            version=config.version,
+        )
+
+    # Addresses
+
+    def _resolve_addresses(self, credential: Credential | None) -> None:
+        """Decide all members' IPv4 addresses, and claim another one if ours is lost."""
+        engine = self._engine
+        prefix = engine.identity.ipv4_prefix
+        claims = [
+            Claim(node, standing.ipv4, standing.pinned, standing.credential.admitted_at)
+            for node, standing in engine.others()
+            if standing.ipv4 is not None
+        ]
+        before = self.ipv4
+        if credential is not None:
+            own = own_claim(
+                credential,
+                claims,
+                prefix=prefix,
+                wanted=(before, engine.config.wanted_ipv4, self._remembered()),
+            )
+            self.ipv4 = None if own is None else own.address
+            if own is not None:
+                claims.append(own)
+        self.addresses = resolve_claims(claims, prefix)
+        if before != self.ipv4:
+            engine.replan()
+            self._tell_change(before)
+
+    def _tell_change(self, before: IPv4Address | None) -> None:
+        if before is None:
+            return
+        engine = self._engine
+        holders = [node for node, address in self.addresses.items() if address == before]
+        if holders:
+            why = f"belongs to {engine.name_of(holders[0])}"
+        elif before not in engine.identity.ipv4_prefix:
+            why = f"is not in the mesh's prefix {engine.identity.ipv4_prefix}"
+        else:
+            why = "is not the one our credential pins"
+        engine.emit(
+            events.Notice(
+                "address-changed", f"our IPv4 address {before} {why}; ours is {self.ipv4}"
+            )
+        )
+
+    def _remembered(self) -> IPv4Address | None:
+        """Return the address that our record from an earlier run claims."""
+        standing = self._engine.ledger.standing(self._engine.identity.node)
+        return None if standing is None else standing.record.ipv4
