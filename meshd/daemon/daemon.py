@@ -246,7 +246,7 @@ class Daemon:
                 advertise=config.advertise,
                 relay=bool(config.relay),
                 wanted_ipv4=config.address,
-                seeds=tuple(str(seed) for seed in config.seeds),
+                seeds=self._start.seeds,
                 version=__version__,
             ),
             memory=self._start.memory,

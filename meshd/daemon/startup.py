@@ -15,6 +15,7 @@ that is killed leaves behind, its keys and its interface, is used by the next on
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 # A record's sequence is the number of starts and, below it, a count within the run (docs/adr/0003).
 SEQUENCE_SHIFT = 20
 
+SEEDS_KEPT_MAX = 64
+
 FIRST_START = """\
 this machine is in no mesh yet; say how it gets into one:
   meshd --init                                  make a new mesh
@@ -59,6 +62,7 @@ class Start:
     identity: Identity
     mesh_key: MeshKey | None  # only where this run has made the mesh
     memory: Memory
+    seeds: tuple[str, ...]  # given, or else those of earlier runs
     remembered: bool  # the identity is on disk
 
 
@@ -84,7 +88,8 @@ def begin(config: Config, store: Store, wall: float) -> Start:
             ipv4_prefix=token.ipv4_prefix,
             token=token,
         )
-        return Start(identity, None, _first_memory(), remembered=False)
+        seeds = tuple(dict.fromkeys((*_given_seeds(config), *token.seeds)))
+        return Start(identity, None, _first_memory(), seeds, remembered=False)
     if keys is None:
         keys = MeshKey(os.urandom(KEY_BYTES)), BootstrapKey(os.urandom(KEY_BYTES))
     mesh_key, bootstrap_key = keys
@@ -99,7 +104,7 @@ def begin(config: Config, store: Store, wall: float) -> Start:
         chain=(issue(credential, mesh_key, mesh_key.id),),
     )
     made = mesh_key if config.init and config.secret is None else None
-    return Start(identity, made, _first_memory(), remembered=False)
+    return Start(identity, made, _first_memory(), _given_seeds(config), remembered=False)
 
 
 def remember(store: Store, start: Start, identity: Identity) -> None:
@@ -112,6 +117,7 @@ def remember(store: Store, start: Start, identity: Identity) -> None:
             store.save_secret(Secret.MESH_KEY, start.mesh_key.seed)
         store.reserve_sequence(Counter.STARTS, 1, above=start.memory.sequence >> SEQUENCE_SHIFT)
         store.reserve_sequence(Counter.INCARNATION, 1, above=start.memory.incarnation)
+        store.save_meta(Meta.SEEDS, pack({1: start.seeds}))
         _save(store, identity)
 
 
@@ -162,7 +168,20 @@ def _first_wireguard_key(store: Store) -> WireGuardPrivateKey:
 
 
 def _first_memory() -> Memory:
-    return Memory(sequence=1 << SEQUENCE_SHIFT, incarnation=1)
+    return Memory(sequence=_first_sequence(1), incarnation=1)
+
+
+def _first_sequence(starts: int) -> int:
+    """Return where a run's sequence numbers begin.
+
+    Not at the very beginning of the block: a restored backup has the same number of starts as the
+    run that followed it, and must not sign another body under a number that one has used.
+    """
+    return (starts << SEQUENCE_SHIFT) + secrets.randbelow(1 << (SEQUENCE_SHIFT - 1))
+
+
+def _given_seeds(config: Config) -> tuple[str, ...]:
+    return tuple(str(seed) for seed in config.seeds)
 
 
 def _resume(config: Config, store: Store, mesh: MeshId) -> Start:
@@ -188,10 +207,29 @@ def _resume(config: Config, store: Store, mesh: MeshId) -> Start:
     starts = store.reserve_sequence(Counter.STARTS, 1)[0]
     memory = Memory(
         facts=tuple(store.load_facts()),
-        sequence=starts << SEQUENCE_SHIFT,
+        sequence=_first_sequence(starts),
         incarnation=store.reserve_sequence(Counter.INCARNATION, 1)[0],
     )
-    return Start(identity, None, memory, remembered=True)
+    return Start(identity, None, memory, _seeds(config, store), remembered=True)
+
+
+def _seeds(config: Config, store: Store) -> tuple[str, ...]:
+    """Return the seeds given, and keep them for later starts; else those kept."""
+    given = _given_seeds(config)
+    if given:
+        store.save_meta(Meta.SEEDS, pack({1: given}))
+        return given
+    stored = store.load_meta(Meta.SEEDS)
+    if stored is None:
+        return ()
+    try:
+        fields = Fields.unpack_untrusted(stored, what="seeds")
+        kept = fields.items(1, count_max=SEEDS_KEPT_MAX)
+    except BadPacket as exc:
+        raise StartError(
+            f"{store.path}: holds seeds that make no sense; give them again with --seed"
+        ) from exc
+    return tuple(seed for seed in kept if isinstance(seed, str))
 
 
 def _chain(stored: bytes, store: Store) -> tuple[bytes, ...]:
