@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon until it is told to end, and return the exit status."""
+    _open_standard_streams()
     try:
         return _main(argv)
     except MeshdError as error:
@@ -49,6 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if bugs is not None or ours is None:
             raise
         return _fail(next(_leaves(ours)))
+
+
+def _open_standard_streams() -> None:
+    """Open those that are closed: a log line must not end up in a file that took the number."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _fail(error: MeshdError) -> int:
