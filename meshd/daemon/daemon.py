@@ -505,7 +505,9 @@ class Daemon:
 
     def findings(self) -> tuple[HealthFinding, ...]:
         """Return what is wrong with this host rather than with the mesh."""
-        findings = [*self._disk.findings(), *self._resolver.findings()]
+        findings = [*self._disk.findings()]
+        if not self.engine.gossip.accompanied:  # no name is asked for after that
+            findings += self._resolver.findings()
         if self.reconciler.error is not None:
             findings.append(
                 HealthFinding("error", "device", f"{self.reconciler.error}; trying again")

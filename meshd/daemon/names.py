@@ -91,5 +91,5 @@ def _look_up(host: str, port: int) -> tuple[Endpoint, ...]:
 def _no_address(names: Iterable[str]) -> str:
     return (
         f"{', '.join(names)} has no address: check the spelling and this host's DNS (see "
-        "`getent hosts NAME`); trying on"
+        "`getent hosts NAME`)"
     )

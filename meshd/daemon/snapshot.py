@@ -155,7 +155,8 @@ def engine_findings(engine: Engine) -> Iterator[HealthFinding]:
             "warning",
             "name-taken",
             f"the name {identity.name} belongs to a member admitted earlier; this node is shown "
-            f"as {shown}",
+            f"as {shown}: for a name of its own, leave, move the state directory away and join "
+            "with another --name",
         )
     yield from _findings_of_members(engine)
 
