@@ -27,6 +27,7 @@ from meshd.errors import BadPacket
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
+SHORT_ID_CHARS = 10
 
 
 class _Key(bytes):
@@ -49,8 +50,8 @@ class _PublicId(_Key):
 
     @property
     def short(self) -> str:
-        """The first ten characters: enough for people to tell nodes apart."""
-        return str(self)[:10]
+        """The beginning of `str`: enough for people to tell nodes apart."""
+        return str(self)[:SHORT_ID_CHARS]
 
     @classmethod
     def parse(cls, text: str) -> Self:

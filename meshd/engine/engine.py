@@ -24,6 +24,7 @@ Times: `now` is monotonic, `wall` is the wall clock; both in seconds, both alway
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ from meshd.errors import BadPacket
 from meshd.gossip import events as gossip_events
 from meshd.gossip.claim import MemberState
 from meshd.gossip.node import Node
-from meshd.keys import NodeId
+from meshd.keys import SHORT_ID_CHARS, NodeId
 from meshd.path import events as path_events
 from meshd.path.agent import Agent
 from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
@@ -68,6 +69,7 @@ _STATE_EVENTS = {
     MemberState.DEAD: "member-dead",
     MemberState.LEFT: "member-left",
 }
+_SHORT_ID = re.compile(rf"\b[a-z2-7]{{{SHORT_ID_CHARS}}}\b")
 _LIVE = {MemberState.ALIVE, MemberState.SUSPECT}
 LEAVE_LINGER = 2.0  # how long datagrams of one that has left may still be under way
 
@@ -387,7 +389,7 @@ class Engine:
     def _on_state(
         self, node: NodeId, after: MemberState, incarnation: int, reason: str, now: float
     ) -> None:
-        self._notice(_STATE_EVENTS[after], node, reason, incarnation=incarnation)
+        self._notice(_STATE_EVENTS[after], node, self._with_names(reason), incarnation=incarnation)
         self._left.pop(node, None)
         if after is MemberState.LEFT:
             self._left[node] = now
@@ -520,6 +522,11 @@ class Engine:
         )
 
     # Events
+
+    def _with_names(self, text: str) -> str:
+        """Return a text of the gossip core's, which knows members by id only, with their names."""
+        names = {node.short: name for node, name in self.ledger.names().items()}
+        return _SHORT_ID.sub(lambda match: names.get(match[0], match[0]), text)
 
     def _notice(
         self, event: str, node: NodeId | None, message: str, **details: str | float | None

@@ -469,3 +469,20 @@ def test_a_node_that_is_alone_asks_its_seeds_again():
 def _reachable(machine):
     peers = machine.wireguard.observe().peers.values()
     return {network.network_address for peer in peers for network in peer.allowed_ips}
+
+
+def test_the_reasons_of_a_death_name_members_as_people_know_them():
+    world = World(seed=9)
+    *others, victim = machines = world.mesh_of(4, within=5.0)
+
+    victim.kill()
+    world.run_until(lambda: others[0].of("member-dead"), within=60.0)
+
+    messages = [
+        notice.message
+        for kind in ("member-suspect", "member-dead")
+        for notice in others[0].of(kind)
+    ]
+    assert any("accused by" in message for message in messages)
+    for machine in machines:
+        assert not any(machine.node.short in message for message in messages)
