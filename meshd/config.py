@@ -334,7 +334,7 @@ def _from_credentials(environment: Mapping[str, str]) -> _Layer:
 
 def _from_file(path: Path, asked: _Value | None, warnings: list[str]) -> _Layer:
     try:
-        raw = path.read_bytes()
+        raw = _read_bounded(path, str(path))
     except FileNotFoundError:
         if asked is None:
             return {}
@@ -438,16 +438,22 @@ def _check_strength(secret: _Value) -> None:
 
 def _read_line(path: Path, where: str) -> bytes:
     try:
-        with path.open("rb") as file:
-            raw = file.read(FILE_BYTES_MAX + 1)
+        raw = _read_bounded(path, where)
     except OSError as exc:
         raise ConfigError(f"{where}: cannot be read: {exc.strerror}") from exc
-    if len(raw) > FILE_BYTES_MAX:
-        raise ConfigError(f"{where}: is longer than {FILE_BYTES_MAX} bytes")
     line = raw.rstrip(b"\r\n")
     if not line:
         raise ConfigError(f"{where}: is empty")
     return line
+
+
+def _read_bounded(path: Path, where: str) -> bytes:
+    """Return a file's content.  Raise OSError, or ConfigError if it has no end."""
+    with path.open("rb") as file:
+        raw = file.read(FILE_BYTES_MAX + 1)
+    if len(raw) > FILE_BYTES_MAX:
+        raise ConfigError(f"{where}: is longer than {FILE_BYTES_MAX} bytes")
+    return raw
 
 
 def _token_text(raw: bytes, where: str) -> str:
