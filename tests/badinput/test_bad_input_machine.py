@@ -125,6 +125,18 @@ def test_a_port_that_is_taken_on_any_address_is_refused(machine, address):
     outcome.refuses(1, "UDP port 51820 is taken", "ss -lunp", "--port")
 
 
+def test_a_new_port_that_is_taken_leaves_the_interface_on_the_old_one(machine):
+    machine.start("--init")
+    machine.node.stop_daemon()
+
+    before = machine.sh("wg show mesh0 dump; nft list ruleset")
+
+    with port_taken(machine, "10.77.0.1:4711"):
+        machine.meshd("--port", "4711").refuses(1, "UDP port 4711 is taken by another program")
+
+    assert machine.sh("wg show mesh0 dump; nft list ruleset") == before
+
+
 def test_a_control_socket_whose_path_is_too_long_is_refused(refused):
     refused("--runtime-dir", "/run/" + "x" * 100, says=["at most 107 bytes", "--runtime-dir"])
 

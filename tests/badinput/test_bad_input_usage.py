@@ -87,6 +87,11 @@ def test_a_directory_is_no_configuration_file(refused):
     refused("--config", "/etc", says=["/etc: cannot be read: Is a directory"])
 
 
+def test_a_file_without_an_end_is_not_read_to_it(refused):
+    for flag in ("--config", "--token-file", "--secret-file"):
+        refused(flag, "/dev/zero", says=["/dev/zero: is longer than 1048576 bytes"])
+
+
 def test_a_wrong_environment_variable_is_named(refused):
     refused(env={"MESHD_PORT": "many"}, says=["MESHD_PORT = 'many': must be a whole number"])
 
