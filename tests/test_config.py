@@ -185,7 +185,7 @@ def test_secrets_are_in_no_repr() -> None:
         ("[node]\nport = 1", "unknown key 'node'"),
         ('config = "x"', "unknown key 'config'"),
         ('port = "1"', "port = '1': must be a whole number"),
-        ("port = true", "port = True: must be a whole number"),
+        ("port = true", "port = true: must be a whole number"),
         ("port = 70000", "port = 70000: must be a whole number from 1 to 65535"),
         ("port = 0", "port = 0: must be a whole number from 1 to 65535"),
         ("relay = 1", "relay = 1: must be true or false"),

@@ -73,6 +73,7 @@ ME = SelfSnapshot(
     uptime=12.5,
     version="0.1.0",
     startup={"import": 0.21, "bootstrap": 0.05},
+    bad_packets={"handshake does not open": 3},
 )
 
 MESH = MeshSnapshot(
