@@ -196,9 +196,10 @@ class Reconciler:
         """Make the interface again after somebody has deleted it."""
         self.device.close()
         self._applied_endpoints = {}
+        private_key = self._desired().device.private_key
         try:
             self.device = await trio.to_thread.run_sync(
-                lambda: open_device(self._interface, backend=self._backend)
+                lambda: open_device(self._interface, backend=self._backend, private_key=private_key)
             )
         except StartError as error:
             raise DeviceError(str(error), errno.ENODEV) from error
