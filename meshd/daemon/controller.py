@@ -11,6 +11,7 @@ import trio
 
 from meshd.control.api import not_allowed
 from meshd.control.snapshot import InviteSnapshot, NewInvite, PingAnswer
+from meshd.daemon import health
 from meshd.daemon.snapshot import mesh_snapshot, peer_snapshots
 from meshd.keys import KEY_BYTES, InviteKey
 from meshd.store import StoredInvite
@@ -58,8 +59,8 @@ class DaemonController:
             ready=daemon.ready and bool(daemon.engine.identity.chain),
             uptime=daemon.uptime,
             startup=daemon.milestones.phases,
-            bad_packets=daemon.bad_packets(),
-            findings=daemon.findings(),
+            bad_packets=health.bad_packets(daemon),
+            findings=tuple(health.host_findings(daemon)),
             wall=time.time(),
         )
 

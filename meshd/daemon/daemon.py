@@ -26,7 +26,6 @@ import logging
 import random
 import signal
 import time
-from collections import Counter
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -38,8 +37,8 @@ from meshd.addresses import overlay_prefix
 from meshd.control.api import make_routes
 from meshd.control.events import EventHub
 from meshd.control.server import serve
-from meshd.control.snapshot import EventRecord, HealthFinding
-from meshd.daemon import startup
+from meshd.control.snapshot import EventRecord
+from meshd.daemon import health, startup
 from meshd.daemon.controller import DaemonController
 from meshd.daemon.disk import Disk
 from meshd.daemon.driver import Driver
@@ -47,7 +46,6 @@ from meshd.daemon.host import FWMARK, Host
 from meshd.daemon.milestones import Milestones
 from meshd.daemon.names import SeedResolver, look_up
 from meshd.daemon.reconciler import Reconciler
-from meshd.daemon.snapshot import engine_findings
 from meshd.engine import events
 from meshd.engine.config import EngineConfig
 from meshd.engine.engine import Engine
@@ -73,7 +71,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEALTH_INTERVAL = 2.0
 LOCAL_SETTLE_INTERVAL = 0.05  # an address and the route that comes with it are one change
 
 # What an operator sees of it in the log; everything is in `meshctl events`.
@@ -92,8 +89,6 @@ _LEVELS = {
     "ipv4-prefix": logging.WARNING,
     "key-conflict": logging.ERROR,
 }
-# Findings that have a line of their own when they happen.
-_LOGGED_AT_ONCE = frozenset({"no-answer", "refused"})
 
 
 def run_daemon(config: Config) -> int:
@@ -173,7 +168,7 @@ class Daemon:
         self._start = start
         self.remembered = start.remembered
         self._configured = configured
-        self._disk = Disk()
+        self.disk = Disk()
         self._refusal: StartError | None = None
         self._nursery: trio.Nursery | None = None
         self._notifier = Notifier.from_environment()
@@ -197,7 +192,7 @@ class Daemon:
             on_event=self._on_event,
             on_plan=self.reconciler.wake,
         )
-        self._resolver = SeedResolver(
+        self.resolver = SeedResolver(
             lambda found: self.driver.submit(partial(self.engine.seeds_resolved, found))
         )
 
@@ -213,9 +208,9 @@ class Daemon:
                     self.driver.run,
                     self.reconciler.run,
                     self._watch_network,
-                    self._resolver.run,
-                    self._disk.run,
-                    self._watch_health,
+                    self.resolver.run,
+                    self.disk.run,
+                    partial(health.watch, self),
                     partial(self._obey_signals, signals),
                     self._feed_watchdog,
                     partial(serve, self.host.control, make_routes(DaemonController(self))),
@@ -288,7 +283,7 @@ class Daemon:
             for line in self._joining_lines():
                 log.info("others join with: %s", line)
         if self.host.mux is None:
-            log.warning("%s", self._second_port_finding().message)
+            log.warning("%s", health.second_port(self).message)
         self._notifier.ready(f"{identity.name} is up on {self.config.interface}")
 
     def _joining_lines(self) -> Iterator[str]:
@@ -308,26 +303,26 @@ class Daemon:
     def _on_event(self, event: Event) -> None:
         match event:
             case events.Notice():
-                self._on_notice(event)
+                self.tell(event)
             case events.FactChanged(fact):
                 if self.remembered:
-                    self._disk.keep("facts", lambda: self.store.save_facts([fact]))
+                    self.disk.keep("facts", lambda: self.store.save_facts([fact]))
             case events.RecordForgotten(node):
-                self._disk.keep("facts", lambda: self.store.delete_fact(FactKind.RECORD, node))
+                self.disk.keep("facts", lambda: self.store.delete_fact(FactKind.RECORD, node))
             case events.Admitted(identity):
                 self._on_admitted(identity)
             case events.IncarnationRaised(incarnation):
-                self._disk.keep(
+                self.disk.keep(
                     "incarnation",
                     lambda: self.store.reserve_sequence(Reserved.INCARNATION, 1, above=incarnation),
                 )
             case events.SequenceOutrun(sequence):
                 starts = sequence >> startup.SEQUENCE_SHIFT
-                self._disk.keep(
+                self.disk.keep(
                     "starts", lambda: self.store.reserve_sequence(Reserved.STARTS, 1, above=starts)
                 )
             case events.ResolveSeeds(seeds):
-                self._resolver.want(seeds)
+                self.resolver.want(seeds)
             case events.RefusedByMesh(text, seed, final):
                 self._on_refused(text, seed, final=final)
             case events.PingAnswered(_, sequence, rtt):
@@ -337,7 +332,8 @@ class Daemon:
             case events.Departed():
                 self.departed.set()
 
-    def _on_notice(self, notice: events.Notice) -> None:
+    def tell(self, notice: events.Notice) -> None:
+        """Log what has happened, and publish it."""
         if notice.event == "mesh-joined":
             self.milestones.reach("bootstrap")
         elif notice.event == "member-alive":
@@ -369,7 +365,7 @@ class Daemon:
 
     def _on_admitted(self, identity: Identity) -> None:
         if self.remembered:
-            self._disk.keep("identity", lambda: startup.update(self.store, identity))
+            self.disk.keep("identity", lambda: startup.update(self.store, identity))
         else:
             self._remember(identity)
 
@@ -384,7 +380,7 @@ class Daemon:
                     "again in the same way"
                 ) from error
             self.remembered = True
-            self._disk.keep("facts", lambda: self.store.save_facts(self.engine.ledger.facts()))
+            self.disk.keep("facts", lambda: self.store.save_facts(self.engine.ledger.facts()))
 
     def _on_refused(self, text: str, seed: str, *, final: bool) -> None:
         if final and not self.remembered:
@@ -402,7 +398,7 @@ class Daemon:
         self.driver.drain()
 
     def _on_repaired(self, kind: str, message: str) -> None:
-        self._on_notice(events.Notice("repaired", f"{message}; made anew", details={"what": kind}))
+        self.tell(events.Notice("repaired", f"{message}; made anew", details={"what": kind}))
 
     # Tasks
 
@@ -435,17 +431,6 @@ class Daemon:
                 log.info("ending, and taking %s down: no mesh let it in", self.config.interface)
             self.stop()
             return
-
-    async def _watch_health(self) -> None:
-        """Log what `status` finds wrong when it begins: not everybody looks there."""
-        known: frozenset[str] = _LOGGED_AT_ONCE
-        while True:
-            await trio.sleep(HEALTH_INTERVAL)
-            findings = {finding.code: finding for finding in engine_findings(self.engine)}
-            for code, finding in findings.items():
-                if code not in known:
-                    self._on_notice(events.Notice(code, finding.message))
-            known = _LOGGED_AT_ONCE | findings.keys()
 
     def _reload(self) -> None:
         try:
@@ -488,38 +473,7 @@ class Daemon:
         """Whether a seed may have let this node in that does not know of it yet."""
         return self.ready and self._refusal is None
 
-    def bad_packets(self) -> dict[str, int]:
-        """Return how many datagrams were dropped because of what they were, by reason."""
-        counts = Counter(self.engine.bad_packets)
-        counts["replayed"] += self.engine.admission.replayed
-        counts["replayed"] += self.engine.path.statistics().replayed
-        for statistics in (self.host.underlay.statistics(), self.host.overlay.statistics()):
-            counts["datagram too long"] += statistics.oversized
-            counts["source that cannot be answered"] += statistics.unanswerable
-        return {reason: count for reason, count in sorted(counts.items()) if count}
-
     @property
     def uptime(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._started_at
-
-    def findings(self) -> tuple[HealthFinding, ...]:
-        """Return what is wrong with this host rather than with the mesh."""
-        findings = [*self._disk.findings()]
-        if not self.engine.gossip.accompanied:  # no name is asked for after that
-            findings += self._resolver.findings()
-        if self.reconciler.error is not None:
-            findings.append(
-                HealthFinding("error", "device", f"{self.reconciler.error}; trying again")
-            )
-        if self.host.mux is None:
-            findings.append(self._second_port_finding())
-        return tuple(findings)
-
-    def _second_port_finding(self) -> HealthFinding:
-        return HealthFinding(
-            "warning",
-            "one-port",
-            f"nft is missing or not allowed, so UDP port {self.host.underlay.port} must be open "
-            f"besides {self.config.port}, and is the one that joins: install nftables",
-        )
