@@ -1,5 +1,7 @@
 """A mesh forms by itself: all at once, behind NAT, by tokens."""
 
+import os
+import shutil
 import time
 
 import pytest
@@ -8,6 +10,8 @@ from lablib import internet, lan, nat, wait_until
 from mesh.meshes import PATIENCE, member, mesh_of, wait_state
 
 pytestmark = pytest.mark.netns
+
+SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 @pytest.mark.slow
@@ -171,3 +175,24 @@ def test_a_seed_may_be_a_name():
         )
 
         mesh.wait_whole()
+
+
+def test_members_without_nft_are_joined_by_their_second_port():
+    with mesh_of(lan(3)) as mesh:
+        a, b, c = mesh.nodes
+        for node in (a, b):
+            node.run(["mount", "--bind", "/dev/null", shutil.which("nft", path=SYSTEM_PATH)])
+        mesh.start(a)
+        for node in (b, c):
+            node.file("/etc/meshd/secret").write_text(mesh.secret)
+            node.file("/etc/meshd/secret").chmod(0o600)
+            node.start_daemon(
+                *("--secret-file", "/etc/meshd/secret", "--name", node.name),
+                *("--seed", f"{a.ipv4.ip}:51821"),
+            )
+
+        mesh.wait_whole()
+
+        mesh.ping_all()
+        assert [finding["code"] for finding in a.status()["health"]] == ["one-port"]
+        assert c.status()["health"] == []
