@@ -48,6 +48,14 @@ SEQUENCE_SHIFT = 20
 
 SEEDS_KEPT_MAX = 64
 
+# Options that are settled and accepted, so that a configuration need not change with the version.
+NOT_YET = {
+    "advertise": "routing networks behind a node",
+    "relay": "relaying",
+    "relay_ports": "relaying",
+    "mdns": "finding members on the LAN",
+}
+
 FIRST_START = """\
 this machine is in no mesh yet; say how it gets into one:
   meshd --init                                  make a new mesh
@@ -144,7 +152,10 @@ def _token(config: Config) -> Token | None:
 
 
 def remarks(config: Config, start: Start) -> Iterator[str]:
-    """Say what was asked for and is not done, because the mesh has decided otherwise before."""
+    """Say what was asked for and is not done: it is yet to come, or the mesh has decided before."""
+    for field, what in NOT_YET.items():
+        if field in config.given:
+            yield f"--{field.replace('_', '-')} has no effect yet: {what} comes in a later version"
     identity = start.identity
     if not start.remembered:
         return
