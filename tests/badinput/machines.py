@@ -24,6 +24,19 @@ PATIENCE = 60.0  # a machine with an emulated CPU needs ten times as long for th
 SECRET = "four score and seven sheep ago"
 USERSPACE = ("--backend", "userspace")  # where it is wireguard-go's troubles that are tried
 
+# Somebody without rights, once all is imported: the checkout may be out of their reach.
+_AS_NOBODY = """
+import difflib, http.client, os, sys
+import meshd.cli, meshd.ctl.client, meshd.daemon.daemon, meshd.meshctl, pyroute2
+_, _, module, *args = sys.argv[1:]
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+main = {"meshd": meshd.cli.main, "meshd.meshctl": meshd.meshctl.main}[module]
+sys.exit(main(args))
+"""
+NOBODY = (sys.executable, "-c", _AS_NOBODY)
+
 _WRONG_CLOCK = """
 import time
 right = time.time

@@ -5,12 +5,11 @@ import subprocess
 
 import pytest
 
-from badinput.machines import NEEDS_ROOT, PATIENCE
+from badinput.machines import NEEDS_ROOT, NOBODY, PATIENCE
 from lablib import wait_until
 
 pytestmark = NEEDS_ROOT
 
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 STATE = "/var/lib/meshd/mesh0"
 
 

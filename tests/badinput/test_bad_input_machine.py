@@ -2,11 +2,10 @@
 
 import pytest
 
-from badinput.machines import NEEDS_ROOT, USERSPACE, port_taken
+from badinput.machines import NEEDS_ROOT, NOBODY, USERSPACE, port_taken
 
 pytestmark = NEEDS_ROOT
 
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
 
 
