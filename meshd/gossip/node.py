@@ -176,7 +176,7 @@ class Node:
                 case TimerKind.PROBE:
                     self._prober.start(now)
                 case TimerKind.PROBE_TIMEOUT:
-                    self._prober.ask_helpers()
+                    self._prober.ask_indirectly()
                 case TimerKind.PROBE_END:
                     self._prober.judge(now)
                 case TimerKind.RELAY:

@@ -17,7 +17,7 @@ Rule 2: one probe at a time, and one each interval.
 
 Rule 3: we ping for another only a member that we have heard: elsewhere a ping would but start a
         handshake into the void.  Whoever asks gets an answer in either case, ACK or NACK, so that
-        it can tell a silent target from a silent helper (Lifeguard, section IV-A).
+        it can tell a silent target from a silent member in between (Lifeguard, section IV-A).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Probe:
 
     target: NodeId
     sequence: int
-    helpers: tuple[NodeId, ...] = ()
+    asked: tuple[NodeId, ...] = ()
     nacks: set[NodeId] = field(default_factory=set)
     acked: bool = False
     acked_via: NodeId | None = None
@@ -58,8 +58,8 @@ class Probe:
     def failure(self, probe_timeout: float) -> str:
         """Say what was tried in vain."""
         reason = f"no ack in {probe_timeout * 1000:.0f} ms"
-        if self.helpers:
-            reason += ", no indirect ack from " + ", ".join(h.short for h in self.helpers)
+        if self.asked:
+            reason += ", no indirect ack from " + ", ".join(node.short for node in self.asked)
             if self.nacks:
                 reason += f" ({len(self.nacks)} of them tried in vain)"
         return reason
@@ -116,9 +116,9 @@ class Prober:
         return sequence
 
     def handle_ack(self, member: Member, message: Message, now: float) -> None:
-        """Judge an ack, from the member that was pinged or from a helper."""
+        """Judge an ack, from the member that was pinged or from one that was asked to ping it."""
         if message.target is not None:
-            self._told_by_helper(member.node, message)
+            self._told_indirectly(member.node, message)
             return
         ping = self._pings.answered(message.sequence, member.node)
         if ping is None:
@@ -136,8 +136,8 @@ class Prober:
             self._membership.events.append(PingAnswered(member.node, message.sequence, rtt))
 
     def handle_nack(self, source: NodeId, message: Message) -> None:
-        """Note that a helper has tried in vain."""
-        self._told_by_helper(source, message)
+        """Note that a member that was asked to ping has tried in vain."""
+        self._told_indirectly(source, message)
 
     def handle_ping_req(self, source: NodeId, message: Message, now: float) -> None:
         """Ping a member because another asks (rule 3)."""
@@ -164,17 +164,17 @@ class Prober:
         # Set last, it falls due last: the judgement comes before the next probe.
         self._timers.set(TimerKind.PROBE, now + self._config.probe_interval)
 
-    def ask_helpers(self) -> None:
+    def ask_indirectly(self) -> None:
         """Have others ping the member that has not answered us."""
         probe = self._probe
         if probe is None or probe.acked:
             return
         others = [node for node in self._membership.live if node != probe.target]
         count = min(self._config.indirect_probes, len(others))
-        probe.helpers = tuple(self._rng.sample(others, count))
+        probe.asked = tuple(self._rng.sample(others, count))
         request = Message(MessageType.PING_REQ, probe.sequence, target=probe.target)
-        for helper in probe.helpers:
-            self._outbox.send(helper, request)
+        for member in probe.asked:
+            self._outbox.send(member, request)
 
     def judge(self, now: float) -> None:
         """End the probe in flight."""
@@ -206,11 +206,11 @@ class Prober:
             answer = Message(type_, ping.requester_sequence, target=ping.target)
             self._outbox.send(ping.requester, answer)
 
-    def _told_by_helper(self, source: NodeId, message: Message) -> None:
+    def _told_indirectly(self, source: NodeId, message: Message) -> None:
         probe = self._probe
         if probe is None or (probe.sequence, probe.target) != (message.sequence, message.target):
             return
-        if source not in probe.helpers:
+        if source not in probe.asked:
             return
         if message.type is MessageType.ACK:
             probe.acked_via = probe.acked_via or source

@@ -155,9 +155,9 @@ def test_a_probe_goes_from_direct_to_indirect_to_suspicion():
     assert [m for m, _ in bench.advance(0.49) if m.type is MessageType.PING_REQ] == []
     sent = bench.advance(0.02)
     requests = [message for message, _ in sent if message.type is MessageType.PING_REQ]
-    helpers = {node for message, node in sent if message.type is MessageType.PING_REQ}
+    asked = {node for message, node in sent if message.type is MessageType.PING_REQ}
     assert len(requests) == 3
-    assert target not in helpers
+    assert target not in asked
     assert {(message.sequence, message.target) for message in requests} == {
         (probe.sequence, target)
     }
@@ -167,7 +167,7 @@ def test_a_probe_goes_from_direct_to_indirect_to_suspicion():
     (change,) = bench.seen(MemberStateChanged)[4:]
     assert (change.node, change.after) == (target, SUSPECT)
     assert change.reason.startswith("no ack in 500 ms, no indirect ack from ")
-    assert all(helper.short in change.reason for helper in helpers)
+    assert all(node.short in change.reason for node in asked)
     sent += bench.advance(0.5)
     accusations = [claim for claim in claims(items_in(sent)) if claim.subject == target]
     assert {(claim.signer, claim.state) for claim in accusations} == {(key("me").id, SUSPECT)}
@@ -190,15 +190,15 @@ def test_an_indirect_ack_alone_is_a_path_fault():
     bench = Bench("a", "b")
     bench.meet("a", "b")
     probe, target = bench.advance_to(MessageType.PING)
-    helper = next(name for name in "ab" if key(name).id != target)
+    between = next(name for name in "ab" if key(name).id != target)
     bench.advance(0.6)
-    bench.receive(helper, MessageType.ACK, sequence=probe.sequence, target=target)
+    bench.receive(between, MessageType.ACK, sequence=probe.sequence, target=target)
     bench.advance(0.45)
-    assert bench.seen(PathFault) == [PathFault(target, key(helper).id)]
+    assert bench.seen(PathFault) == [PathFault(target, key(between).id)]
     assert bench.node.member(target).state is ALIVE
 
 
-def test_a_helper_pings_for_another_and_passes_the_answer_on():
+def test_a_member_that_is_asked_pings_for_another_and_passes_the_answer_on():
     bench = Bench("a", "b")
     bench.meet("a", "b")
     sent = bench.receive("a", MessageType.PING_REQ, sequence=77, target=key("b").id)
@@ -210,7 +210,7 @@ def test_a_helper_pings_for_another_and_passes_the_answer_on():
     assert to(bench.advance(0.45), "a", MessageType.NACK) == []
 
 
-def test_a_helper_says_when_it_has_tried_in_vain():
+def test_a_member_that_was_asked_says_when_it_has_tried_in_vain():
     bench = Bench("a", "b")
     bench.meet("a", "b")
     bench.receive("a", MessageType.PING_REQ, sequence=77, target=key("b").id)

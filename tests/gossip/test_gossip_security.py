@@ -326,7 +326,7 @@ def test_one_bad_item_does_not_spoil_the_others(bench):
 # Helpers
 
 
-def test_only_a_helper_that_was_asked_speaks_for_a_silent_member(bench):
+def test_only_a_member_that_was_asked_speaks_for_a_silent_member(bench):
     probe = next(
         message for message, _ in bench.advance(1.5) if message.type is MessageType.PING_REQ
     )
