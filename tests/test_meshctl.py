@@ -439,7 +439,12 @@ def test_bytes_are_shown_in_three_digits(count, text) -> None:
 
 async def test_watching_ends_quietly_when_interrupted(tmp_path) -> None:
     async with serving(ScriptedController(), tmp_path) as path, trio.open_nursery() as nursery:
-        command = [sys.executable, "-m", "meshd.meshctl", "--socket", str(path)]
+        # A shell that starts tests in the background has its children ignore interrupts.
+        script = (
+            "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "from meshd.meshctl import main; sys.exit(main(sys.argv[1:]))"
+        )
+        command = [sys.executable, "-c", script, "--socket", str(path)]
         process = await nursery.start(
             partial(
                 trio.run_process,
