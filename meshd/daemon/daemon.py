@@ -458,6 +458,8 @@ class Daemon:
 
     def leave_host(self) -> None:
         """Take the data plane down: this node has left the mesh."""
+        # First of all: without the rules our own port would show on the underlay.
+        self.driver.stop()
         self.reconciler.stop()
         self.host.device = self.reconciler.device
         self.host.remove()

@@ -55,14 +55,20 @@ class Driver:
         self._on_event = on_event
         self._on_plan = on_plan
         self._revision = -1
+        self._scope = trio.CancelScope()
         self._send, self._receive = trio.open_memory_channel[Input](0)
 
     async def run(self) -> None:
-        """Run until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._receive_underlay)
-            nursery.start_soon(self._receive_overlay)
-            await self._drive()
+        """Run until cancelled, or stopped."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._receive_underlay)
+                nursery.start_soon(self._receive_overlay)
+                await self._drive()
+
+    def stop(self) -> None:
+        """Send nothing more, from this moment on."""
+        self._scope.cancel()
 
     async def submit(self, give: Callable[[float, float], ResultT]) -> ResultT:
         """Give the engine an input, called with `now` and `wall`, and return what it returns.
@@ -115,6 +121,8 @@ class Driver:
 
     def drain(self) -> None:
         """Take what the engine has given out.  Due after each of its inputs."""
+        if self._scope.cancel_called:
+            return
         engine = self._engine
         while (event := engine.next_event()) is not None:
             self._on_event(event)
