@@ -2,16 +2,27 @@
 
 import random
 import socket
+from ipaddress import ip_address
 
 import pytest
 
 from lablib import lan
 from mesh.meshes import mesh_of
+from meshd.keys import NodeId, WireGuardKey
 
 pytestmark = pytest.mark.netns
 
 WIREGUARD_TYPES = {1, 2, 3, 4}
 PROBES = 2000
+
+
+def identities(mesh):
+    """What must not be seen of the members, long enough not to occur by chance."""
+    for node in mesh.nodes:
+        own = node.status()["self"]
+        yield bytes(NodeId.parse(own["id"]))
+        yield bytes(WireGuardKey.parse(own["public_key"]))
+        yield ip_address(own["ipv6"]).packed
 
 
 def test_the_underlay_carries_only_wireguard_and_sealed_datagrams():
@@ -20,12 +31,12 @@ def test_the_underlay_carries_only_wireguard_and_sealed_datagrams():
         captures = [node.capture("udp or tcp") for node in mesh.nodes]
         mesh.form()
         mesh.ping_all()
+        told = [b"meshd", mesh.secret.encode(), *identities(mesh)]
         leaver.meshctl("leave")
         leaver.process.wait(30)
         packets = [packet for capture in captures for packet in capture.packets()]
 
         assert len(packets) > 100
-        told = [b"meshd", mesh.secret.encode(), *(n.name.encode() * 3 for n in mesh.nodes)]
         for packet in packets:
             assert packet.protocol == socket.IPPROTO_UDP, packet
             assert (packet.source_port, packet.destination_port) == (51820, 51820), packet
