@@ -56,12 +56,13 @@ def test_without_any_wireguard_the_package_is_named(refused):
     )
 
 
-def test_a_kernel_without_wireguard_is_refused_only_where_it_is_insisted_on(machine, refused):
+def test_the_kernels_wireguard_is_used_or_refused_where_it_is_insisted_on(machine, refused):
     probe = "ip link add probe type wireguard && ip link delete probe"
     if machine.node.run(["sh", "-c", probe], check=False).returncode == 0:
-        pytest.skip("this kernel has WireGuard")
-
-    refused("--backend", "kernel", says=["this kernel has no WireGuard", "--backend userspace"])
+        machine.start("--init", "--backend", "kernel")
+        assert machine.node.status()["self"]["backend"] == "kernel"
+    else:
+        refused("--backend", "kernel", says=["this kernel has no WireGuard", "--backend userspace"])
 
 
 @pytest.mark.parametrize(("port", "neighbour"), [(51820, 51821), (65535, 65534)])
