@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
     from meshd.codec import IPAddress
 
@@ -55,6 +55,7 @@ TRANSIENT_ERRNOS: Final = frozenset({
     errno.ENOMEM,
     errno.ENXIO,
     errno.EPERM,  # a firewall's drop on output
+    errno.EPROTO,  # an ICMPv6 parameter problem that an earlier datagram caused
     errno.ETIMEDOUT,
 })  # fmt: skip
 
@@ -77,6 +78,8 @@ class SocketStatistics:
     unanswerable: int  # from a source that no endpoint can name: link-local, or port 0
     send_errors: Mapping[str, int] = field(default_factory=dict)  # errno's name to count
     receive_errors: Mapping[str, int] = field(default_factory=dict)
+    unreachable: int = 0  # reports that the very address written to has nobody on that port
+    other_reports: Mapping[str, int] = field(default_factory=dict)  # of the error queue, by errno
 
 
 class Counters:
@@ -89,6 +92,8 @@ class Counters:
         self.unanswerable = 0
         self._send_errors: Counter[int] = Counter()
         self._receive_errors: Counter[int] = Counter()
+        self.unreachable = 0
+        self._other_reports: Counter[int] = Counter()
 
     def send_failed(self, error: OSError) -> None:
         """Count what the network did; raise on what only a bug of ours can cause."""
@@ -97,6 +102,10 @@ class Counters:
     def receive_failed(self, error: OSError) -> None:
         """Count an error that the kernel reports in place of a datagram."""
         self._count(self._receive_errors, error)
+
+    def reported(self, number: int) -> None:
+        """Count what the error queue tells, and nobody acts on.  Any errno may be in it."""
+        self._other_reports[number] += 1
 
     def statistics(self) -> SocketStatistics:
         """Return the counts so far."""
@@ -107,6 +116,8 @@ class Counters:
             unanswerable=self.unanswerable,
             send_errors=_named(self._send_errors),
             receive_errors=_named(self._receive_errors),
+            unreachable=self.unreachable,
+            other_reports=_named(self._other_reports),
         )
 
     @staticmethod
@@ -117,7 +128,7 @@ class Counters:
 
 
 def _named(counter: Counter[int]) -> dict[str, int]:
-    return {errno.errorcode[number]: count for number, count in sorted(counter.items())}
+    return {errno.errorcode.get(number, "?"): count for number, count in sorted(counter.items())}
 
 
 def open_socket(family: socket.AddressFamily) -> socket.socket:
@@ -167,11 +178,22 @@ def send(
     payload: bytes,
     target: Endpoint,
     source: IPAddress | None = None,
+    *,
+    again_on: Container[int] = (),
 ) -> bool:
-    """Send a datagram, from the address `source` if given.  Return whether the kernel took it."""
+    """Send a datagram, from the address `source` if given.  Return whether the kernel took it.
+
+    An errno of `again_on` may be that of an earlier datagram, so that is worth a second try.
+    """
     ancillary = [] if source is None else [_packet_info(source)]
+    address = str(target.address), target.port
     try:
-        endpoint.sendmsg([payload], ancillary, 0, (str(target.address), target.port))
+        try:
+            endpoint.sendmsg([payload], ancillary, 0, address)
+        except OSError as exc:
+            if exc.errno not in again_on:
+                raise
+            endpoint.sendmsg([payload], ancillary, 0, address)
     except OSError as exc:
         counters.send_failed(exc)
         return False
