@@ -159,4 +159,6 @@ class EventRecord:
     event: str  # constant, in kebab case: `member-joined`, `path-changed`, …
     member: str | None = None
     message: str = ""
-    details: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    details: Mapping[str, str | int | float | bool | tuple[str, ...] | None] = field(
+        default_factory=dict
+    )

@@ -66,7 +66,11 @@ def event_document(record: EventRecord) -> Document:
         "member": record.member,
         "message": record.message,
         # What an event says of itself never hides what every event has.
-        **{key: value for key, value in record.details.items() if key not in _EVENT_FIELDS},
+        **{
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in record.details.items()
+            if key not in _EVENT_FIELDS
+        },
     }
 
 

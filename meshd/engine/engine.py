@@ -24,7 +24,6 @@ Times: `now` is monotonic, `wall` is the wall clock; both in seconds, both alway
 
 from __future__ import annotations
 
-import re
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
@@ -34,11 +33,12 @@ from meshd.engine.admission import Admission
 from meshd.engine.entry import Entry
 from meshd.engine.handover import is_handover
 from meshd.engine.presence import Presence
+from meshd.engine.wording import Wording
 from meshd.errors import BadPacket
 from meshd.gossip import events as gossip_events
 from meshd.gossip.claim import MemberState
 from meshd.gossip.node import Node
-from meshd.keys import SHORT_ID_CHARS, NodeId
+from meshd.keys import NodeId
 from meshd.path import events as path_events
 from meshd.path.agent import Agent
 from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
@@ -54,8 +54,9 @@ if TYPE_CHECKING:
 
     from meshd.codec import IPAddress
     from meshd.engine.config import EngineConfig, Memory
-    from meshd.engine.events import Event
+    from meshd.engine.events import Detail, Event
     from meshd.engine.identity import Identity
+    from meshd.gossip.cause import Cause
     from meshd.plan.plan import DesiredState
     from meshd.trust.credential import Credential
     from meshd.trust.fact import Fact
@@ -69,7 +70,6 @@ _STATE_EVENTS = {
     MemberState.DEAD: "member-dead",
     MemberState.LEFT: "member-left",
 }
-_SHORT_ID = re.compile(rf"\b[a-z2-7]{{{SHORT_ID_CHARS}}}\b")
 _LIVE = {MemberState.ALIVE, MemberState.SUSPECT}
 LEAVE_LINGER = 2.0  # how long datagrams of one that has left may still be under way
 
@@ -98,6 +98,7 @@ class Engine:
         self._events: deque[Event] = deque()
         self._overlay: list[tuple[bytes, IPv6Address]] = []
         self.presence = Presence(self, sequence=memory.sequence)
+        self._wording = Wording(self.name_of, self.ledger.members)
         self._nodes_by_ipv6: dict[IPv6Address, NodeId] = {}
         self._left: dict[NodeId, float] = {}  # who has left and not shown up since; when
         self._ready: dict[NodeId, float] = {}  # path proven, but not in the kernel yet; its RTT
@@ -361,16 +362,19 @@ class Engine:
                 self._notice("member-joined", node, "joined the mesh")
             case gossip_events.MemberRemoved(node):
                 self._drop_member(node, now)
-            case gossip_events.MemberStateChanged(node, _, after, incarnation, reason):
-                self._on_state(node, after, incarnation, reason, now)
+            case gossip_events.MemberStateChanged(node, _, after, incarnation, cause):
+                self._on_state(node, after, incarnation, cause, now)
             case gossip_events.PathFault(node, via):
+                way = "over TCP" if via is None else f"by way of {self.name_of(via)}"
                 self._notice(
                     "path-fault",
                     node,
-                    f"does not answer directly, but does by way of {self.name_of(via)}",
-                    via=self.name_of(via),
+                    f"does not answer directly, but does {way}",
+                    via=None if via is None else self.name_of(via),
                 )
                 self.path.peer_suspect(node, now)
+            case gossip_events.EvidenceWanted():
+                pass
             case gossip_events.FactLearned(fact, _):
                 self._fact_changed(fact, now)
             case gossip_events.EquivocationSeen(fact, _):
@@ -387,9 +391,15 @@ class Engine:
                 pass  # what follows from it, a change of state, is an event of its own
 
     def _on_state(
-        self, node: NodeId, after: MemberState, incarnation: int, reason: str, now: float
+        self, node: NodeId, after: MemberState, incarnation: int, cause: Cause, now: float
     ) -> None:
-        self._notice(_STATE_EVENTS[after], node, self._with_names(reason), incarnation=incarnation)
+        self._notice(
+            _STATE_EVENTS[after],
+            node,
+            self._wording.text(cause),
+            incarnation=incarnation,
+            **self._wording.details(cause),
+        )
         self._left.pop(node, None)
         if after is MemberState.LEFT:
             self._left[node] = now
@@ -523,14 +533,7 @@ class Engine:
 
     # Events
 
-    def _with_names(self, text: str) -> str:
-        """Return a text of the gossip core's, which knows members by id only, with their names."""
-        names = {node.short: name for node, name in self.ledger.names().items()}
-        return _SHORT_ID.sub(lambda match: names.get(match[0], match[0]), text)
-
-    def _notice(
-        self, event: str, node: NodeId | None, message: str, **details: str | float | None
-    ) -> None:
+    def _notice(self, event: str, node: NodeId | None, message: str, **details: Detail) -> None:
         name = None if node is None else self.name_of(node)
         self._emit(events.Notice(event, message, node, name, details))
 

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from meshd.trust.fact import Fact
 
 
+# What a field of an event may be.
+Detail: TypeAlias = str | int | float | bool | tuple[str, ...] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Notice:
     """Something an operator cares about: a log line and an entry in `meshctl events`."""
@@ -21,7 +25,7 @@ class Notice:
     message: str
     member: NodeId | None = None
     name: str | None = None
-    details: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    details: Mapping[str, Detail] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

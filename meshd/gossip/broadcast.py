@@ -73,7 +73,7 @@ class BroadcastQueue:
 
     def take(self, budget: int, *, members: int, count_max: int = ITEMS_MAX) -> list[Item]:
         """Choose items for one datagram of so many bytes, and count them as sent once more."""
-        limit = self._retransmit_mult * math.ceil(math.log10(members + 1))
+        limit = self.limit(members)
         chosen: list[_Queued] = []
         for queued in itertools.islice(self._in_order(), _SCAN_MAX):
             if budget < _ITEM_COST_MIN or len(chosen) >= count_max:
@@ -86,6 +86,15 @@ class BroadcastQueue:
             if queued.sent + 1 < limit:
                 self._place(queued.key, queued.item, queued.sent + 1)
         return [queued.item for queued in chosen]
+
+    def limit(self, members: int) -> int:
+        """Return how often an item is sent in a mesh of so many (rule 1)."""
+        return self._retransmit_mult * math.ceil(math.log10(members + 1))
+
+    @property
+    def sends_min(self) -> int:
+        """How often the item that was sent least often was sent.  Only where there is one."""
+        return next(sent for sent, tier in enumerate(self._tiers) if tier)
 
     def _in_order(self) -> Iterator[_Queued]:
         for sent, tier in enumerate(self._tiers):

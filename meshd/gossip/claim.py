@@ -13,8 +13,10 @@ Rule 4: an accusation counts only at the very incarnation that its subject claim
         A lower one has been refuted; a higher one names an incarnation that the subject has never
         claimed, so it proves nothing but its accuser's malice.
 
-Rule 5: an accusation is one accuser's.  Nobody's accusations, however many, make a member dead:
-        each node concludes that by itself, when its own suspicion runs out (see `suspicion`).
+Rule 5: an accusation is one accuser's.  Nobody says of another that it is dead: each node concludes
+        that by itself, when its own suspicion runs out (see `suspicion`).
+
+Rule 6: an accuser says what it has tried.  That is for people: it decides nothing.
 
                  SUSPECT, by any accuser
         ALIVE i ─────────────────────────▶ SUSPECT i ──(own timer)──▶ DEAD i
@@ -29,13 +31,18 @@ A claim on the wire is a signed statement of kind CLAIM (see `meshd.trust.signed
 
     1  subject      32 bytes
     2  incarnation  uint, up to INCARNATION_MAX
-    3  state        uint, a MemberState
+    3  state        uint: ALIVE, SUSPECT or LEFT
     4  signer       32 bytes; absent where the subject signs
+    5  waited       uint, milliseconds without an ack; 0 if the subject's host refused the ping;
+                    absent where the subject signs
+    6  asked        4 bytes for each member that was asked for an indirect ack, the first of its id;
+                    absent if none was
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,12 +57,15 @@ if TYPE_CHECKING:
 CLAIM_BYTES_MAX = 192
 INCARNATION_MAX = 2**48 - 1
 ACCUSERS_MAX = 8  # accusations kept about one member
+WAITED_MS_MAX = 2**16 - 1
+ASKED_MAX = 4
+ASKED_PREFIX_BYTES = 4
 
 
 class MemberState(enum.IntEnum):
     """A member's liveness, in the order in which one claim overrides another.
 
-    The values are part of the wire format.  Only append.
+    The values are part of the wire format.  Only append.  DEAD is believed, but never claimed.
     """
 
     ALIVE = 0
@@ -66,6 +76,20 @@ class MemberState(enum.IntEnum):
 
 # Who may sign what: see rule 2.
 _SIGNED_BY_SUBJECT = {MemberState.ALIVE, MemberState.LEFT}
+_CLAIMABLE = {*_SIGNED_BY_SUBJECT, MemberState.SUSPECT}
+
+
+@dataclass(frozen=True, slots=True)
+class Testimony:
+    """What an accuser has tried before it accused (rule 6)."""
+
+    waited: float  # seconds without an ack; 0 if the subject's host refused the ping
+    asked: tuple[bytes, ...] = ()  # who was asked for an indirect ack: how their ids begin
+
+    @property
+    def refused(self) -> bool:
+        """Whether the host answered, that nobody listens there."""
+        return self.waited == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +101,7 @@ class Claim:
     state: MemberState
     signer: NodeId
     blob: bytes
+    testimony: Testimony | None = None
 
     @property
     def by_subject(self) -> bool:
@@ -92,16 +117,32 @@ class Claim:
         return self.incarnation, self.state, self.blob
 
 
-def sign_claim(
-    subject: NodeId, incarnation: int, state: MemberState, *, key: NodeKey, mesh: MeshId
+def sign_claim(incarnation: int, state: MemberState, *, key: NodeKey, mesh: MeshId) -> Claim:
+    """Say of ourselves that we are ALIVE or have LEFT."""
+    assert state in _SIGNED_BY_SUBJECT, "see rule 2"
+    body = pack({1: bytes(key.id), 2: incarnation, 3: int(state)})
+    return Claim(key.id, incarnation, state, key.id, sign(Statement.CLAIM, mesh, key, body))
+
+
+def sign_accusation(
+    subject: NodeId, incarnation: int, testimony: Testimony, *, key: NodeKey, mesh: MeshId
 ) -> Claim:
-    """Make a claim: about ourselves ALIVE or LEFT, about another SUSPECT or DEAD."""
-    assert (key.id == subject) == (state in _SIGNED_BY_SUBJECT), "see rule 2"
-    fields: dict[int, object] = {1: bytes(subject), 2: incarnation, 3: int(state)}
-    if key.id != subject:
-        fields[4] = bytes(key.id)
+    """Say of another that it is SUSPECT."""
+    assert subject != key.id, "see rule 2"
+    waited_ms = min(math.ceil(testimony.waited * 1000), WAITED_MS_MAX)
+    fields: dict[int, object] = {
+        1: bytes(subject),
+        2: incarnation,
+        3: int(MemberState.SUSPECT),
+        4: bytes(key.id),
+        5: waited_ms,
+    }
+    asked = tuple(node[:ASKED_PREFIX_BYTES] for node in testimony.asked[:ASKED_MAX])
+    if asked:
+        fields[6] = b"".join(asked)
     blob = sign(Statement.CLAIM, mesh, key, pack(fields))
-    return Claim(subject, incarnation, state, key.id, blob)
+    said = Testimony(waited_ms / 1000, asked)
+    return Claim(subject, incarnation, MemberState.SUSPECT, key.id, blob, said)
 
 
 def peek_claim_untrusted(blob: bytes) -> Claim:
@@ -112,12 +153,25 @@ def peek_claim_untrusted(blob: bytes) -> Claim:
     incarnation = fields.uint(2, maximum=INCARNATION_MAX)
     state = fields.uint(3)
     signer = NodeId(fields.blob(4, size=KEY_BYTES)) if fields.has(4) else subject
+    testimony = _testimony_untrusted(fields) if signer != subject else None
     fields.done()
-    if state > MemberState.LEFT:
+    if state not in _CLAIMABLE:
         raise BadPacket("claim of unknown state")
     if (signer == subject) != (state in _SIGNED_BY_SUBJECT):
         raise BadPacket("claim by the wrong signer")
-    return Claim(subject, incarnation, MemberState(state), signer, blob)
+    return Claim(subject, incarnation, MemberState(state), signer, blob, testimony)
+
+
+def _testimony_untrusted(fields: Fields) -> Testimony:
+    waited_ms = fields.uint(5, maximum=WAITED_MS_MAX)
+    asked = b""
+    if fields.has(6):
+        asked = fields.blob(6, maximum=ASKED_MAX * ASKED_PREFIX_BYTES)
+    if len(asked) % ASKED_PREFIX_BYTES:
+        raise BadPacket("testimony of bad length")
+    starts = range(0, len(asked), ASKED_PREFIX_BYTES)
+    prefixes = tuple(asked[start : start + ASKED_PREFIX_BYTES] for start in starts)
+    return Testimony(waited_ms / 1000, prefixes)
 
 
 def verify_claim_untrusted(claim: Claim, mesh: MeshId) -> None:

@@ -1,4 +1,8 @@
-"""The numbers of the protocol, with their reasons."""
+"""The numbers of the protocol, with their reasons.
+
+Each idea beyond plain SWIM has a number here that switches it off, so that what it is worth can be
+measured alone.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,36 @@ class GossipConfig:
     The defaults are memberlist's for a LAN where it has the like.
     """
 
-    # Probing (see `probe`)
+    # Probing (see `probe`, `order`, `rtt`)
     probe_interval: float = 1.0
-    probe_timeout: float = 0.5
+    neighbour_every: int = 2  # turns; 0: never, all turns are random
+    probe_timeout: float = 0.5  # for an ack from a member whose round trips are not known
+    probe_timeout_min: float = (
+        0.1  # however short its round trips; probe_timeout: do not follow them
+    )
     indirect_probes: int = 3
+    stream_timeout: float = 2.0  # for a probe over TCP; 0: none
+
+    # Doubting ourselves first (see `health`)
+    health_score_max: int = 8  # 0: never
 
     # Suspicion (see `suspicion`)
     suspicion_mult: float = 4.0
     suspicion_max_timeout_mult: float = 6.0
-    confirmations_expected: int = 2
+    confirmations_expected: int = 3  # 0: the same wait for all
+    refutation_interval: float = 0.15  # for a suspect to be told, on a network without delay
+    staples: int = 1  # accusations sent along to the accused; 0: it hears like everybody else
 
-    # Dissemination (see `broadcast`)
+    # Looking at suspects (see `observers`)
+    observers: int = 5  # 0: nobody looks but in turn
+    watch_interval: float = 0.2
+
+    # What the kernel knows (see `evidence`)
+    evidence_max: int = 3  # failed probes in a row that traffic excuses; 0: evidence is ignored
+
+    # Dissemination (see `broadcast`, `pace`)
     gossip_interval: float = 0.2
+    gossip_interval_min: float = 0.05  # for what is new; gossip_interval: no difference is made
     gossip_fanout: int = 3
     retransmit_mult: int = 4
     leave_fanout: int = 8

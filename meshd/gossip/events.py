@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from meshd.gossip.cause import Cause
     from meshd.gossip.claim import MemberState
     from meshd.keys import NodeId
     from meshd.trust.fact import Fact
@@ -33,7 +34,7 @@ class MemberStateChanged:
     before: MemberState
     after: MemberState
     incarnation: int
-    reason: str
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,20 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class PathFault:
-    """A member does not answer us, but does answer `via`: the path is broken, not the member."""
+    """A member does not answer us, but does answer `via`: the path is broken, not the member.
+
+    Where `via` is None, it has answered us over TCP.
+    """
 
     node: NodeId
-    via: NodeId
+    via: NodeId | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceWanted:
+    """A probe is late.  Whether packets still come through the member's tunnel is worth knowing."""
+
+    node: NodeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +113,7 @@ Event: TypeAlias = (
     | MemberStateChanged
     | Heard
     | PathFault
+    | EvidenceWanted
     | PingAnswered
     | FactLearned
     | EquivocationSeen

@@ -17,6 +17,7 @@ Rule 2: `shown` is what people and the planner are told.  It is `alive` only if 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,12 @@ from meshd.gossip.claim import MemberState
 
 if TYPE_CHECKING:
     from meshd.gossip.claim import Belief
+    from meshd.gossip.rtt import RoundTrip
     from meshd.gossip.suspicion import Suspicion
     from meshd.keys import NodeId
 
 UNKNOWN_INCARNATION = -1
-
-# RFC 6298's weight for round-trip times.
-_RTT_WEIGHT = 0.125
+NEVER = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class MemberView:
     state: MemberState
     incarnation: int  # UNKNOWN_INCARNATION if it never claimed one
     heard: bool
-    rtt: float | None
+    rtt: float | None  # smoothed
     accusers: tuple[NodeId, ...]
 
 
@@ -58,7 +58,13 @@ class Member:
     # What its last datagram said: its own incarnation, and ours as it knows it.
     claims: int = UNKNOWN_INCARNATION
     knows: int = UNKNOWN_INCARNATION
-    rtt: float | None = None
+    round_trip: RoundTrip | None = None
+    # Evidence (see `evidence`): when it was last heard, when its tunnel last carried something, and
+    # how many failed probes in a row that has excused.
+    heard_at: float = NEVER
+    carried_at: float = NEVER
+    excuses: int = 0
+    faults: int = 0  # probes in a row that it answered, but not directly
     tries: int = 0  # contact pings since it was last heard, or its path changed
     retry_min: float = 0.0  # what the pauses between contact pings begin with
 
@@ -87,7 +93,8 @@ class Member:
         """A frozen copy for the outside."""
         accusations = self.belief.accusations if self.belief is not None else ()
         accusers = tuple(claim.signer for claim in accusations)
-        return MemberView(self.node, self.shown, self.incarnation, self.heard, self.rtt, accusers)
+        rtt = None if self.round_trip is None else self.round_trip.smoothed
+        return MemberView(self.node, self.shown, self.incarnation, self.heard, rtt, accusers)
 
     @property
     def version(self) -> int:
@@ -96,10 +103,6 @@ class Member:
         if state is MemberState.SUSPECT:
             state = MemberState.ALIVE
         return belief_version(self.incarnation, state)
-
-    def measured(self, rtt: float) -> None:
-        """Take one more measurement into the smoothed round-trip time."""
-        self.rtt = rtt if self.rtt is None else self.rtt + _RTT_WEIGHT * (rtt - self.rtt)
 
 
 def belief_version(incarnation: int, state: MemberState) -> int:

@@ -14,6 +14,9 @@ Rule 2: only a node that has heard a member in this run accuses it: one who neve
 
 Rule 3: an accusation of ourselves is answered by a higher incarnation, if it names the one we have.
         Our own word from an earlier run at a higher incarnation is answered likewise.
+
+Rule 4: what we hear ourselves outweighs what others say.  A countdown that runs out although the
+        suspect was heard since it began is begun anew.
 """
 
 from __future__ import annotations
@@ -21,11 +24,13 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from meshd.gossip.cause import Cause, CauseKind
 from meshd.gossip.claim import (
     INCARNATION_MAX,
     Belief,
     MemberState,
     peek_claim_untrusted,
+    sign_accusation,
     sign_claim,
     verify_claim_untrusted,
 )
@@ -39,6 +44,7 @@ from meshd.gossip.events import (
 )
 from meshd.gossip.index import belief_digest
 from meshd.gossip.member import UNKNOWN_INCARNATION, Member, belief_version
+from meshd.gossip.rtt import RoundTrip, allowance, measured
 from meshd.gossip.suspicion import start_suspicion
 from meshd.gossip.timers import TimerKind
 from meshd.gossip.wire import CLAIM_ITEM, Item
@@ -48,9 +54,11 @@ if TYPE_CHECKING:
     from random import Random
 
     from meshd.gossip.broadcast import BroadcastQueue
-    from meshd.gossip.claim import Claim
+    from meshd.gossip.claim import Claim, Testimony
     from meshd.gossip.config import GossipConfig
+    from meshd.gossip.health import Health
     from meshd.gossip.index import Index
+    from meshd.gossip.member_table import MemberTable
     from meshd.gossip.timers import Timers
     from meshd.gossip.wire import Message
     from meshd.keys import MeshId, NodeId, NodeKey
@@ -68,9 +76,11 @@ class Membership:
         *,
         config: GossipConfig,
         rng: Random,
+        table: MemberTable,
         index: Index,
         broadcasts: BroadcastQueue,
         timers: Timers,
+        health: Health,
         incarnation: int,
     ) -> None:
         self._key = key
@@ -80,9 +90,11 @@ class Membership:
         self._index = index
         self._broadcasts = broadcasts
         self._timers = timers
-        self._members: dict[NodeId, Member] = {}
-        self._live: dict[NodeId, None] = {}
-        self._live_nodes: tuple[NodeId, ...] | None = None
+        self._health = health
+        self._members = table
+        self._suspected: dict[NodeId, None] = {}
+        self._fresh: dict[NodeId, None] = {}
+        self.round_trip: RoundTrip | None = None  # of all members together
         self.events: deque[Event] = deque()
         self.claims_verified = 0
         self.claims_dropped = 0
@@ -106,28 +118,31 @@ class Membership:
     @property
     def live(self) -> tuple[NodeId, ...]:
         """The members shown alive or suspect: those that can be told something."""
-        if self._live_nodes is None:
-            self._live_nodes = tuple(self._live)
-        return self._live_nodes
+        return self._members.live
 
     @property
     def lonely(self) -> bool:
         """Whether there is nobody to tell anything."""
-        return not self._live
+        return not self._members.live
 
     def __len__(self) -> int:
         return len(self._members)
 
     def __iter__(self) -> Iterator[Member]:
-        return iter(self._members.values())
+        return iter(self._members)
 
     def get(self, node: NodeId) -> Member | None:
         """Return a member."""
         return self._members.get(node)
 
+    @property
+    def table(self) -> MemberTable:
+        """All members."""
+        return self._members
+
     def silent_count(self) -> int:
         """How many members are neither live nor gone on purpose."""
-        return sum(member.shown is MemberState.DEAD for member in self._members.values())
+        return sum(member.shown is MemberState.DEAD for member in self._members)
 
     def claims_about(self, node: NodeId) -> list[Item]:
         """Return the claims that make up the belief about a node, ourselves included."""
@@ -145,7 +160,8 @@ class Membership:
         A suspect that is told first can refute before others believe it dead (Lifeguard's buddy
         system); one that came back with an old incarnation learns of the newer one.
         """
-        member = self._members[node]
+        member = self._members.get(node)
+        assert member is not None
         items = []
         if member.knows < self.own.incarnation or self.left:
             items.append(Item(CLAIM_ITEM, self.own.blob))
@@ -153,7 +169,8 @@ class Membership:
             belief = member.belief
             if member.claims < belief.incarnation or belief.own.state is MemberState.LEFT:
                 items.append(Item(CLAIM_ITEM, belief.own.blob))
-            items += [Item(CLAIM_ITEM, claim.blob) for claim in self._accusations(belief)]
+            stapled = belief.accusations[: self._config.staples]
+            items += [Item(CLAIM_ITEM, claim.blob) for claim in stapled]
         return items
 
     # Who is a member
@@ -161,16 +178,16 @@ class Membership:
     def refresh(self, admitted: Sequence[NodeId], now: float) -> None:
         """Take in which nodes are members."""
         present = dict.fromkeys(admitted)
-        for node in [node for node in self._members if node not in present]:
+        for node in [member.node for member in self._members if member.node not in present]:
             self.remove(node)
         for node in admitted:
             self.add(node, now)
 
     def add(self, node: NodeId, now: float) -> None:
         """Begin to know a member."""
-        if node == self.id or node in self._members:
+        if node == self.id or self._members.get(node) is not None:
             return
-        self._members[node] = Member(node, silent_since=now)
+        self._members.add(Member(node, silent_since=now))
         self.events.append(MemberJoined(node))
         if not self.left:
             delay = self._config.first_contact_timeout * (1.0 + 0.25 * self._rng.random())
@@ -178,18 +195,17 @@ class Membership:
 
     def remove(self, node: NodeId) -> None:
         """Forget a member, and what it has said about others."""
-        member = self._members.pop(node, None)
+        member = self._members.get(node)
         if member is None:
             return
-        self._live.pop(node, None)
-        self._live_nodes = None
+        self._members.remove(node)
         self._index.remove(CLAIM_ITEM, node)
         self._timers.cancel(TimerKind.CONTACT, node)
         self._timers.cancel(TimerKind.SUSPICION, node)
         if member.belief is not None:
             self._broadcasts.drop((CLAIM_ITEM, node, b""))
             self._drop_accusations(member.belief)
-        for other in self._members.values():
+        for other in self._members:
             self._retract(other, node)
         self.events.append(MemberRemoved(node))
 
@@ -204,7 +220,7 @@ class Membership:
         if claim.subject == self.id:
             return claim, self._answer(claim)
         member = self._members.get(claim.subject)
-        if member is None or (claim.signer != self.id and claim.signer not in self._members):
+        if member is None or not (claim.signer == self.id or self._members.get(claim.signer)):
             self.claims_dropped += 1
             return claim, False
         belief = self._merged(member, claim)
@@ -215,8 +231,9 @@ class Membership:
             self._believe(member, belief, claim, now, relay=relay or not first)
         return claim, False
 
-    def hear(self, member: Member, message: Message) -> bool:
+    def hear(self, member: Member, message: Message, now: float) -> bool:
         """Note that a message came through a member's tunnel.  Return whether that is news."""
+        member.heard_at = now
         member.claims = message.incarnation
         member.knows = UNKNOWN_INCARNATION if message.known is None else message.known
         if member.heard or member.state is MemberState.LEFT:
@@ -224,57 +241,67 @@ class Membership:
         before = member.shown
         member.heard = True
         self.events.append(Heard(member.node))
-        self._show(member, before, "heard")
+        self._show(member, before, Cause(CauseKind.HEARD))
         return True
 
-    def accuse(self, node: NodeId, reason: str, now: float) -> None:
-        """Say that a member did not answer us."""
+    def measured(self, member: Member, sample: float) -> None:
+        """Take in how long an ack of a member's took."""
+        member.round_trip = measured(member.round_trip, sample)
+        self.round_trip = measured(self.round_trip, sample)
+
+    def allowance(self, node: NodeId) -> float:
+        """Return how long an ack of a member's may take."""
+        member, config = self._members.get(node), self._config
+        return allowance(
+            (member.round_trip if member is not None else None) or self.round_trip,
+            minimum=config.probe_timeout_min,
+            maximum=config.probe_timeout,
+        )
+
+    def accuse(self, node: NodeId, testimony: Testimony, now: float) -> Claim | None:
+        """Say that a member did not answer us, unless that was said or means nothing."""
         member = self._members.get(node)
         if member is None or member.belief is None or not member.heard:
-            return
+            return None
         if member.state not in _LIVE or member.belief.accused_by(self.id) is not None:
-            return
+            return None
         self.suspicions += 1
-        claim = sign_claim(
-            node, member.incarnation, MemberState.SUSPECT, key=self._key, mesh=self._mesh
-        )
-        self._believe(member, member.belief.add(claim), claim, now, relay=True, reason=reason)
+        claim = sign_accusation(node, member.incarnation, testimony, key=self._key, mesh=self._mesh)
+        self._believe(member, member.belief.add(claim), claim, now, relay=True)
+        return claim
+
+    def take_suspected(self) -> list[NodeId]:
+        """Return who has become suspect since this was last asked."""
+        suspected, self._suspected = list(self._suspected), {}
+        return suspected
+
+    def take_fresh(self) -> list[NodeId]:
+        """Return who has become live since this was last asked."""
+        fresh, self._fresh = list(self._fresh), {}
+        return fresh
 
     def conclude_dead(self, node: NodeId, now: float) -> None:
         """Act on a suspicion that has run out."""
         member = self._members.get(node)
         if member is None or member.belief is None or member.suspicion is None:
             return
+        if member.heard_at > member.suspicion.started_at:
+            member.suspicion = None  # rule 4
+            self._suspect(member, now)
+            return
         before = member.shown
-        accusers = ", ".join(claim.signer.short for claim in member.belief.accusations)
-        span = now - member.suspicion.started_at
+        accusers = tuple(claim.signer for claim in member.belief.accusations)
+        silent_for = now - member.suspicion.started_at
         member.suspicion = None
         member.dead = True
         member.heard = False
         member.silent_since = now
         member.tries = 0
         self.deaths += 1
-        if member.belief.accused_by(self.id) is not None:
-            # Only what we have seen ourselves do we sign.
-            claim = sign_claim(
-                node, member.incarnation, MemberState.DEAD, key=self._key, mesh=self._mesh
-            )
-            member.belief = member.belief.add(claim)
-            self._broadcast(claim)
         self._put_index(member)
-        self._show(member, before, f"accused by {accusers}, not refuted in {span:.1f} s")
+        cause = Cause(CauseKind.UNREFUTED, accusers, silent_for=silent_for)
+        self._show(member, before, cause)
         self._contact_in(member, self._config.dead_retry_min, now)
-
-    def forgive(self, now: float) -> None:
-        """Give every suspect some time more: we were ourselves away when it might have answered."""
-        for member in self._members.values():
-            due = self._timers.at(TimerKind.SUSPICION, member.node)
-            if due is not None:
-                self._timers.set(
-                    TimerKind.SUSPICION,
-                    max(due, now + 2.0 * self._config.probe_interval),
-                    member.node,
-                )
 
     def leave(self) -> None:
         """Say that we leave.  It is final for this incarnation."""
@@ -295,7 +322,6 @@ class Membership:
         now: float,
         *,
         relay: bool,
-        reason: str | None = None,
     ) -> None:
         before, known = member.shown, member.belief
         member.belief = belief
@@ -312,7 +338,7 @@ class Membership:
         if relay and (claim.by_subject or not self._enough(member, claim)):
             self._broadcast(claim)
         self._put_index(member)
-        self._show(member, before, reason or _REASONS[claim.state], accuser=claim.signer)
+        self._show(member, before, _cause(claim, known, dead=member.dead))
 
     def _revise(self, member: Member, known: Belief | None, now: float) -> None:
         """Take in a member's own newer word."""
@@ -336,15 +362,14 @@ class Membership:
     def _suspect(self, member: Member, now: float) -> None:
         assert member.belief is not None
         if member.suspicion is None:
-            config = self._config
+            typical = self.round_trip or RoundTrip(0.0, 0.0)
             member.suspicion = start_suspicion(
                 now,
                 members=len(self.live) + 1,
-                probe_interval=config.probe_interval,
-                suspicion_mult=config.suspicion_mult,
-                suspicion_max_timeout_mult=config.suspicion_max_timeout_mult,
-                confirmations_expected=config.confirmations_expected,
+                round_trip=typical.smoothed + 2.0 * typical.variation,
+                config=self._config,
             )
+            self._suspected[member.node] = None
         deadline = member.suspicion.deadline(len(member.belief.accusations))
         self._timers.set(TimerKind.SUSPICION, deadline, member.node)
 
@@ -358,7 +383,7 @@ class Membership:
         if not member.belief.accusations and member.suspicion is not None:
             member.suspicion = None
             self._timers.cancel(TimerKind.SUSPICION, member.node)
-        self._show(member, before, "accuser removed")
+        self._show(member, before, Cause(CauseKind.RETRACTED))
 
     def _enough(self, member: Member, claim: Claim) -> bool:
         """Whether one more accusation helps nobody."""
@@ -378,19 +403,21 @@ class Membership:
         if claim.by_subject:
             if claim.order <= self.own.order and claim.state is MemberState.ALIVE:
                 return False
-        elif claim.incarnation > self.own.incarnation or claim.signer not in self._members:
+        elif claim.incarnation > self.own.incarnation or not self._members.get(claim.signer):
             return False
         if claim.incarnation >= INCARNATION_MAX:
             return False
         verify_claim_untrusted(claim, self._mesh)
         self.claims_verified += 1
         self.refutations += 1
+        if not claim.by_subject:
+            self._health.worse()
         self.own = self._claim_self(claim.incarnation + 1, MemberState.ALIVE)
         self.events.append(IncarnationRaised(self.own.incarnation))
         return True
 
     def _claim_self(self, incarnation: int, state: MemberState) -> Claim:
-        claim = sign_claim(self.id, incarnation, state, key=self._key, mesh=self._mesh)
+        claim = sign_claim(incarnation, state, key=self._key, mesh=self._mesh)
         version = belief_version(incarnation, state)
         self._index.put(CLAIM_ITEM, self.id, version, belief_digest(self.id, version))
         self._broadcast(claim)
@@ -418,29 +445,28 @@ class Membership:
         self,
         member: Member,
         before: MemberState,
-        reason: str,
-        *,
-        accuser: NodeId | None = None,
+        cause: Cause,
     ) -> None:
         after = member.shown
         if after == before:
             return
-        self._live_nodes = None
-        self._live.pop(member.node, None)
+        self._members.set_live(member.node, live=after in _LIVE)
         if after in _LIVE:
-            self._live[member.node] = None
+            if before not in _LIVE:
+                self._fresh[member.node] = None
             member.tries = 0
             self._timers.cancel(TimerKind.CONTACT, member.node)
-        if accuser is not None and accuser not in {member.node, self.id}:
-            reason = f"{reason} {accuser.short}"
         self.events.append(
-            MemberStateChanged(member.node, before, after, member.incarnation, reason)
+            MemberStateChanged(member.node, before, after, member.incarnation, cause)
         )
 
 
-_REASONS = {
-    MemberState.ALIVE: "alive by its own word",
-    MemberState.SUSPECT: "suspected by",
-    MemberState.DEAD: "declared dead by",
-    MemberState.LEFT: "left",
-}
+def _cause(claim: Claim, known: Belief | None, *, dead: bool) -> Cause:
+    """Return why a member is shown otherwise, where a claim has changed that."""
+    if not claim.by_subject:
+        kind = CauseKind.BELIEVED if dead else CauseKind.SUSPECTED
+        return Cause(kind, (claim.signer,), claim.testimony)
+    if claim.state is MemberState.LEFT:
+        return Cause(CauseKind.LEFT)
+    refuted = known is not None and bool(known.accusations)
+    return Cause(CauseKind.REFUTED if refuted else CauseKind.CLAIMED)

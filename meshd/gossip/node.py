@@ -6,26 +6,38 @@ each of which is told the time:
 - `receive_datagram`: a datagram came through the tunnel of a member
 - `handle_timer`: the deadline from `get_timer` has passed
 - `contact`: the path to a member is ready, or is worth trying again
+- `unreachable`, `carried`: what the kernel has seen of a member
+- `answer_stream`: a member has pinged us over TCP
 - `fact_added`: the ledger has learnt something elsewhere
 - `ping`, `leave`, `forget`: the operator asked for it
 
 and after each of them, before the next one, the driver drains what came out: `datagrams_to_send`,
-`next_event` until None, and `get_timer`.
+`streams_to_open`, `next_event` until None, and `get_timer`.
+
+Time in which we did not run (stopped, starved, suspended) counts against nobody but ourselves: the
+answers may lie unread in the socket.  A timer that is late moves every deadline by which others are
+judged.
 
 `now` is monotonic and counts from anywhere; `wall` is Unix time, and only handed on to the ledger.
 
 What is put together here, one idea to a file:
 
     claim       what is said, and which saying holds     membership  members, and what follows
-    suspicion   how long a suspect has                   probe       who is pinged, how it is judged
-    contact     when the silent are pinged               pings       which ack answers what
-    broadcast   what is told, and how often              sync        anti-entropy
-    index       digest of all that replicates            outbox      datagrams, with what goes along
-    wire        bytes                                    timers      deadlines, with reasons
+    suspicion   how long a suspect has                   cause       why a member is shown otherwise
+    probe       who is probed, how it is judged          pinger      pings, also for others
+    order       whose turn it is                         pings       which ack answers what
+    rtt         how long an ack may take                 member_table  who follows whom
+    health      how much we trust our own judgement      evidence    what else speaks for a member
+    observers   who looks at a suspect at once           contact     when the silent are pinged
+    broadcast   what is told, and how often              pace        how soon
+    sync        anti-entropy                             index       digest of all that replicates
+    outbox      datagrams, with what goes along          wire        bytes
+    timers      deadlines, with reasons
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,9 +52,13 @@ from meshd.gossip.events import (
     FactLearned,
     LeaveAnnounced,
 )
+from meshd.gossip.health import Health
 from meshd.gossip.index import Index, entry_id
+from meshd.gossip.member_table import MemberTable
 from meshd.gossip.membership import Membership
 from meshd.gossip.outbox import Outbox
+from meshd.gossip.pace import gossip_pause
+from meshd.gossip.pinger import Pinger
 from meshd.gossip.pings import PingPurpose
 from meshd.gossip.probe import Prober
 from meshd.gossip.sync import Sync
@@ -65,10 +81,15 @@ if TYPE_CHECKING:
     from meshd.gossip.config import GossipConfig
     from meshd.gossip.events import Event
     from meshd.gossip.member import Member, MemberView
+    from meshd.gossip.outbox import StreamProbe
     from meshd.gossip.store import FactStore
     from meshd.gossip.sync import Outgoing
     from meshd.keys import MeshId, NodeKey
     from meshd.trust.fact import Fact
+
+
+# The deadlines by which others are judged.
+_JUDGING = frozenset({TimerKind.PROBE_TIMEOUT, TimerKind.PROBE_END, TimerKind.SUSPICION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +105,11 @@ class NodeStatistics:
     bad_packets: int
     probes_acked: int
     probes_acked_indirectly: int
+    probes_acked_streams: int
+    probes_excused: int
     probes_failed: int
+    streams_opened: int
+    health_score: int
     suspicions: int
     deaths: int
     refutations: int
@@ -109,26 +134,41 @@ class Node:
         rng: Random,
         now: float,
         incarnation: int,
+        table: MemberTable | None = None,
+        index: Index | None = None,
     ) -> None:
+        """`table` and `index`, if given, are empty; a simulation may share what they hold."""
         self._ledger = ledger
         self._config = config
         self._rng = rng
         self._timers = Timers()
-        self._index = Index()
+        self._index = index or Index()
         self._broadcasts = BroadcastQueue(retransmit_mult=config.retransmit_mult)
+        self._health = Health(score_max=config.health_score_max)
         self._membership = Membership(
             key,
             mesh,
             config=config,
             rng=rng,
+            table=table or MemberTable(key.id),
             index=self._index,
             broadcasts=self._broadcasts,
             timers=self._timers,
+            health=self._health,
             incarnation=incarnation,
         )
         self._sync = Sync(self._index, config=config, rng=rng, now=now)
         self._outbox = Outbox(self._membership, self._broadcasts, ledger)
-        self._prober = Prober(self._membership, self._outbox, self._timers, config=config, rng=rng)
+        self._pinger = Pinger(self._membership, self._outbox, self._timers, config=config, rng=rng)
+        self._prober = Prober(
+            self._membership,
+            self._outbox,
+            self._pinger,
+            self._timers,
+            self._health,
+            config=config,
+            rng=rng,
+        )
         self._gossiped_at = now - config.gossip_interval
         self._leave_rounds = 0
         self._counts: Counter[str] = Counter()
@@ -142,58 +182,64 @@ class Node:
 
     def receive_datagram(self, datagram: bytes, source: NodeId, now: float, wall: float) -> None:
         """Handle a datagram, which may be anything at all, from a member's tunnel."""
-        self._counts["datagrams_received"] += 1
-        self._counts["bytes_received"] += len(datagram)
-        if self._membership.get(source) is None:
-            self._bad_packet(source, "not a member")
-            return
-        try:
-            message = decode_untrusted(datagram)
-        except BadPacket as exc:
-            self._bad_packet(source, exc.reason)
+        message = self._open_untrusted(datagram, source)
+        if message is None:
             return
         if self._membership.left:
             if message.type is MessageType.PING:
                 self._outbox.send_piggybacked(source, MessageType.ACK, message.sequence)
             return
         seen = self._merge_items(message, source, now, wall)
-        member = self._membership.get(source)
-        if member is not None:  # else one of the items has just revoked it
-            if self._membership.hear(member, message):
-                self._sync.wish(source, now)
+        member = self._hear(source, message, now)
+        if member is not None:
             self._dispatch(member, message, seen, now)
         self._settle(now)
 
+    def answer_stream(self, frame: bytes, source: NodeId, now: float, wall: float) -> bytes | None:
+        """Handle a ping from a member's TCP connection, which may be anything at all.
+
+        Returns the ack, or None where the connection is not worth an answer.
+        """
+        message = self._open_untrusted(frame, source)
+        if message is None:
+            return None
+        if message.type is not MessageType.PING:
+            self._bad_packet(source, "no ping on a stream")
+            return None
+        if not self._membership.left:
+            self._merge_items(message, source, now, wall)
+            self._hear(source, message, now)
+            self._settle(now)
+        if self._membership.get(source) is None:
+            return None
+        return self._outbox.stream_ack(source, message.sequence)
+
+    def unreachable(self, node: NodeId, now: float) -> None:
+        """Take an ICMP error that came from a member's own address, through its tunnel."""
+        if not self._membership.left:
+            self._prober.unreachable(node, now)
+            self._settle(now)
+
+    def carried(self, node: NodeId, now: float) -> None:
+        """Take that a member's tunnel has carried something since `EvidenceWanted`."""
+        member = self._membership.get(node)
+        if member is not None:
+            member.carried_at = now
+
     def handle_timer(self, now: float) -> None:
         """Do everything that is due."""
-        if now - self._timers.next().at > self._config.probe_timeout:
-            # We were away (suspended, starved of CPU): answers may lie unread in the socket.
-            self._prober.abandon()
-            self._membership.forgive(now)
+        late = now - self._timers.next().at
+        if late > self._config.probe_timeout_min / 2:
+            self._stumble(late, now)
         while (due := self._timers.pop_due(now)) is not None:
             kind, about = due
-            match kind:
-                case TimerKind.PROBE:
-                    self._prober.start(now)
-                case TimerKind.PROBE_TIMEOUT:
-                    self._prober.ask_indirectly()
-                case TimerKind.PROBE_END:
-                    self._prober.judge(now)
-                case TimerKind.RELAY:
-                    assert isinstance(about, int)
-                    self._prober.give_up_relayed(about)
-                case TimerKind.SUSPICION:
-                    assert isinstance(about, NodeId)
-                    self._membership.conclude_dead(about, now)
-                case TimerKind.CONTACT:
-                    assert isinstance(about, NodeId)
-                    self._contact_due(about, now)
-                case TimerKind.GOSSIP:
-                    self._gossip(now)
-                case TimerKind.DIGEST:
-                    self._send_all(self._sync.handle_timer(self._membership.live, now))
-                case TimerKind.LEAVE:
-                    self._announce_leaving(now)
+            match about:
+                case NodeId():
+                    self._member_timer(kind, about, now)
+                case int():
+                    self._pinger.give_up_relayed(about)
+                case _:
+                    self._own_timer(kind, now)
         self._settle(now)
 
     def contact(self, node: NodeId, now: float, *, rtt: float = 0.0) -> None:
@@ -222,7 +268,7 @@ class Node:
 
         Nothing is sent to a node that is no member, and so nothing comes back.
         """
-        return self._prober.ping(node, PingPurpose.OPERATOR, now)
+        return self._pinger.ping(node, PingPurpose.OPERATOR, now)
 
     def forget(self, node: NodeId) -> None:
         """Drop a member that the ledger has forgotten.  It comes back if anyone still holds it."""
@@ -248,6 +294,10 @@ class Node:
     def datagrams_to_send(self) -> list[tuple[bytes, NodeId]]:
         """Take the queued datagrams, each with the member it is for."""
         return self._outbox.take()
+
+    def streams_to_open(self) -> list[StreamProbe]:
+        """Take the pings that are to go over TCP.  Their answers go to `receive_datagram`."""
+        return self._outbox.take_streams()
 
     def next_event(self) -> Event | None:
         """Take the oldest queued event."""
@@ -296,7 +346,11 @@ class Node:
             bad_packets=counts["bad_packets"],
             probes_acked=self._prober.acked,
             probes_acked_indirectly=self._prober.acked_indirectly,
+            probes_acked_streams=self._prober.acked_streams,
+            probes_excused=self._prober.excused,
             probes_failed=self._prober.failed,
+            streams_opened=self._outbox.streams_opened,
+            health_score=self._health.score,
             suspicions=membership.suspicions,
             deaths=membership.deaths,
             refutations=membership.refutations,
@@ -308,19 +362,79 @@ class Node:
             entries=len(self._index),
         )
 
+    # Timers
+
+    def _own_timer(self, kind: TimerKind, now: float) -> None:
+        match kind:
+            case TimerKind.PROBE:
+                self._prober.take_turn(now)
+            case TimerKind.GOSSIP:
+                self._gossip(now)
+            case TimerKind.DIGEST:
+                self._send_all(self._sync.handle_timer(self._membership.live, now))
+            case TimerKind.LEAVE:
+                self._announce_leaving(now)
+            case _:
+                raise AssertionError(kind)
+
+    def _member_timer(self, kind: TimerKind, node: NodeId, now: float) -> None:
+        match kind:
+            case TimerKind.PROBE_TIMEOUT:
+                self._prober.handle_late(node, now)
+            case TimerKind.PROBE_END:
+                self._prober.judge(node, now)
+            case TimerKind.WATCH:
+                self._prober.watch(node, now)
+            case TimerKind.SUSPICION:
+                self._membership.conclude_dead(node, now)
+            case TimerKind.CONTACT:
+                self._contact_due(node, now)
+            case _:
+                raise AssertionError(kind)
+
+    def _stumble(self, late: float, now: float) -> None:
+        """Give others the time in which we did not run."""
+        earliest = now + self._config.probe_timeout_min
+        self._timers.postpone(_JUDGING, late, earliest=earliest)
+        self._pinger.stumbled(now)
+        if late > self._config.probe_timeout_min:
+            self._health.worse()
+
     # Messages
+
+    def _open_untrusted(self, datagram: bytes, source: NodeId) -> Message | None:
+        self._counts["datagrams_received"] += 1
+        self._counts["bytes_received"] += len(datagram)
+        if self._membership.get(source) is None:
+            self._bad_packet(source, "not a member")
+            return None
+        try:
+            return decode_untrusted(datagram)
+        except BadPacket as exc:
+            self._bad_packet(source, exc.reason)
+            return None
+
+    def _hear(self, source: NodeId, message: Message, now: float) -> Member | None:
+        member = self._membership.get(source)
+        if member is None:
+            return None  # one of the items has just revoked it
+        if self._membership.hear(member, message, now):
+            self._sync.wish(source, now)
+        return member
 
     def _dispatch(self, member: Member, message: Message, seen: list[bytes], now: float) -> None:
         source = member.node
         match message.type:
             case MessageType.PING:
                 self._outbox.send_piggybacked(source, MessageType.ACK, message.sequence)
-            case MessageType.ACK:
-                self._prober.handle_ack(member, message, now)
-            case MessageType.NACK:
-                self._prober.handle_nack(source, message)
+            case MessageType.ACK if message.target is None:
+                ping = self._pinger.handle_ack(member, message, now)
+                if ping is not None:
+                    self._prober.handle_ack(member, ping.purpose, ping.sent_at)
+            case MessageType.ACK | MessageType.NACK:
+                self._prober.handle_told(source, message)
             case MessageType.PING_REQ:
-                self._prober.handle_ping_req(source, message, now)
+                self._pinger.handle_ping_req(source, message, now)
             case MessageType.GOSSIP:
                 pass  # its items are all there is to it
             case MessageType.DIGEST:
@@ -344,7 +458,7 @@ class Node:
             self._ping_contact(member, now)
 
     def _ping_contact(self, member: Member, now: float) -> None:
-        self._prober.ping(member.node, PingPurpose.CONTACT, now)
+        self._pinger.ping(member.node, PingPurpose.CONTACT, now)
         if member.shown is not MemberState.DEAD:
             return
         delay = retry_delay(
@@ -382,10 +496,14 @@ class Node:
         """Bring the timers in line with what the input has left to do."""
         if self._membership.left:
             return
-        idle = self._timers.at(TimerKind.GOSSIP) is None
-        if idle and self._broadcasts and not self._membership.lonely:
-            due = max(now, self._gossiped_at + self._config.gossip_interval)
-            self._timers.set(TimerKind.GOSSIP, due)
+        for node in self._membership.take_suspected():
+            self._prober.observe(node, now)
+        if self._broadcasts and not self._membership.lonely:
+            limit = self._broadcasts.limit(len(self._membership) + 1)
+            pause = gossip_pause(self._broadcasts.sends_min, limit, self._config)
+            due = max(now, self._gossiped_at + pause)
+            if due < (self._timers.at(TimerKind.GOSSIP) or math.inf):
+                self._timers.set(TimerKind.GOSSIP, due)
         if self._timers.at(TimerKind.DIGEST) != self._sync.at:
             self._timers.set(TimerKind.DIGEST, self._sync.at)
 

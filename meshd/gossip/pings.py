@@ -29,6 +29,8 @@ class PingPurpose(enum.Enum):
 
     PROBE = enum.auto()
     CONTACT = enum.auto()
+    WATCH = enum.auto()
+    STREAM = enum.auto()  # over TCP
     OPERATOR = enum.auto()
     RELAYED = enum.auto()
 

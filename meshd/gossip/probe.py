@@ -1,23 +1,23 @@
 """Who is pinged next, and how its silence is judged.
 
-    0 s                     probe_timeout                         probe_interval
-    │ PING ────────────────▶│ no ack: PING_REQ to k others        │ judged
-    │                       │   each PINGs the member for us      │
-    │◀─── ACK               │◀─── ACK (target) or NACK            │
-    │   alive               │                                     │
-    ├───────────────────────┴─────────────────────────────────────┤
-      ack from the member at any time before the end   → alive
-      ack through another only                         → the path is at fault, not the member
-      neither                                          → suspect
+    0 s            allowance                              + what a helper may take
+    │ PING ───────▶│ no ack: PING again, over TCP too  ... │ PING once more ... │ judged
+    │              │ PING_REQ to k others                  │                    │
+    │              │   each PINGs the member for us        │                    │
+    │◀── ACK       │◀── ACK (target) or NACK               │                    │
+    ├──────────────┴───────────────────────────────────────┴────────────────────┤
+      ack from the member itself at any time   → alive
+      through another, or over TCP, only       → the path is at fault, not the member
+      neither, but see `evidence`              → once more
+      neither                                  → suspect
 
-Rule 1: members are probed in turn, in an order shuffled anew each round, which bounds the time to
-        notice any one failure (SWIM, section 4.3).
+Rule 1: one turn each interval (see `order`).  Probes of suspects (see `observers`) come on top of
+        that; there is one probe of a member at a time.
 
-Rule 2: one probe at a time, and one each interval.
+Rule 2: how long an ack may take follows what was measured (see `rtt`), and how healthy we are (see
+        `health`).
 
-Rule 3: we ping for another only a member that we have heard: elsewhere a ping would but start a
-        handshake into the void.  Whoever asks gets an answer in either case, ACK or NACK, so that
-        it can tell a silent target from a silent member in between (Lifeguard, section IV-A).
+Rule 3: a path is at fault when two probes in a row say so: one may have met with plain loss.
 """
 
 from __future__ import annotations
@@ -25,194 +25,235 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from meshd.gossip.events import PathFault, PingAnswered
-from meshd.gossip.pings import PingPurpose, PingTable, SentPing
+from meshd.gossip.claim import MemberState, Testimony
+from meshd.gossip.events import EvidenceWanted, PathFault
+from meshd.gossip.evidence import excused, lives
+from meshd.gossip.observers import WATCHED_MAX, observers_of
+from meshd.gossip.order import ProbeOrder
+from meshd.gossip.pings import PingPurpose
 from meshd.gossip.timers import TimerKind
-from meshd.gossip.wire import Message, MessageType
+from meshd.gossip.wire import CLAIM_ITEM, Item, Message, MessageType
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from random import Random
 
     from meshd.gossip.config import GossipConfig
+    from meshd.gossip.health import Health
     from meshd.gossip.member import Member
     from meshd.gossip.membership import Membership
     from meshd.gossip.outbox import Outbox
+    from meshd.gossip.pinger import Pinger
     from meshd.gossip.timers import Timers
     from meshd.keys import NodeId
 
-_RELAY_SHARE = 0.8  # of probe_timeout: a NACK reaches the requester before it judges
+PROBES_MAX = WATCHED_MAX + 16
+ATTEMPTS_MAX = 4  # probes of one member without a pause
+FAULTS_MIN = 2
 
 
 @dataclass(slots=True)
 class Probe:
-    """The one probe in flight."""
+    """One member that was pinged and has not been judged."""
 
     target: NodeId
-    sequence: int
+    started_at: float
+    incarnation: int
+    sequence: int  # of the first ping; requests to others bear it too
+    allowance: float
+    attempt: int
+    repeats: int = 0
     asked: tuple[NodeId, ...] = ()
     nacks: set[NodeId] = field(default_factory=set)
-    acked: bool = False
     acked_via: NodeId | None = None
-
-    def failure(self, probe_timeout: float) -> str:
-        """Say what was tried in vain."""
-        reason = f"no ack in {probe_timeout * 1000:.0f} ms"
-        if self.asked:
-            reason += ", no indirect ack from " + ", ".join(node.short for node in self.asked)
-            if self.nacks:
-                reason += f" ({len(self.nacks)} of them tried in vain)"
-        return reason
-
-
-class ProbeOrder:
-    """A round robin in random order."""
-
-    def __init__(self, rng: Random) -> None:
-        self._rng = rng
-        self._round: list[NodeId] = []
-
-    def next(self, live: Collection[NodeId]) -> NodeId | None:
-        """Return whom to probe, or None if there is nobody."""
-        present = dict.fromkeys(live)
-        while self._round:
-            node = self._round.pop()
-            if node in present:
-                return node
-        self._round = list(present)
-        self._rng.shuffle(self._round)
-        return self._round.pop() if self._round else None
+    streamed: bool = False  # it has answered over TCP
 
 
 class Prober:
-    """Our own probes, and pings for others.  Part of a `Node`."""
+    """Our probes.  Part of a `Node`."""
 
     def __init__(
         self,
         membership: Membership,
         outbox: Outbox,
+        pinger: Pinger,
         timers: Timers,
+        health: Health,
         *,
         config: GossipConfig,
         rng: Random,
     ) -> None:
         self._membership = membership
         self._outbox = outbox
+        self._pinger = pinger
         self._timers = timers
+        self._health = health
         self._config = config
         self._rng = rng
-        self._order = ProbeOrder(rng)
-        self._probe: Probe | None = None
-        self._pings = PingTable(rng)
+        self._order = ProbeOrder(
+            membership.id, membership.table, neighbour_every=config.neighbour_every, rng=rng
+        )
+        self._probes: dict[NodeId, Probe] = {}
+        self._watched: dict[NodeId, None] = {}
         self.acked = 0
         self.acked_indirectly = 0
+        self.acked_streams = 0
+        self.excused = 0
         self.failed = 0
 
-    def ping(self, target: NodeId, purpose: PingPurpose, now: float) -> int:
-        """Send a ping, unless the target is no member.  Return its sequence."""
-        sequence = self._pings.add(SentPing(target, now, purpose))
-        if self._membership.get(target) is not None:
-            self._outbox.send_piggybacked(target, MessageType.PING, sequence)
-        return sequence
+    # What begins a probe
 
-    def handle_ack(self, member: Member, message: Message, now: float) -> None:
-        """Judge an ack, from the member that was pinged or from one that was asked to ping it."""
-        if message.target is not None:
-            self._told_indirectly(member.node, message)
-            return
-        ping = self._pings.answered(message.sequence, member.node)
-        if ping is None:
-            return
-        if ping.purpose is PingPurpose.RELAYED:
-            self._timers.cancel(TimerKind.RELAY, message.sequence)
-            self._answer_requester(ping, MessageType.ACK)
-            return
-        rtt = now - ping.sent_at
-        member.measured(rtt)
-        if self._probe is not None and self._probe.sequence == message.sequence:
-            self._probe.acked = True
-            self._timers.cancel(TimerKind.PROBE_TIMEOUT)
-        if ping.purpose is PingPurpose.OPERATOR:
-            self._membership.events.append(PingAnswered(member.node, message.sequence, rtt))
-
-    def handle_nack(self, source: NodeId, message: Message) -> None:
-        """Note that a member that was asked to ping has tried in vain."""
-        self._told_indirectly(source, message)
-
-    def handle_ping_req(self, source: NodeId, message: Message, now: float) -> None:
-        """Ping a member because another asks (rule 3)."""
-        target = message.target
-        assert target is not None
-        ping = SentPing(target, now, PingPurpose.RELAYED, source, message.sequence)
-        member = self._membership.get(target)
-        if member is None or not member.heard or target == source or self._pings.relay_full:
-            self._answer_requester(ping, MessageType.NACK)
-            return
-        sequence = self._pings.add(ping)
-        self._outbox.send_piggybacked(target, MessageType.PING, sequence)
-        due = now + _RELAY_SHARE * self._config.probe_timeout
-        self._timers.set(TimerKind.RELAY, due, sequence)
-
-    def start(self, now: float) -> None:
-        """Begin the next probe, once the last one was judged."""
-        target = self._order.next(self._membership.live)
+    def take_turn(self, now: float) -> None:
+        """Probe whose turn it is."""
+        for node in self._membership.take_fresh():
+            self._order.include(node)
+        target = self._order.next()
         if target is not None:
-            sequence = self.ping(target, PingPurpose.PROBE, now)
-            self._probe = Probe(target, sequence)
-            self._timers.set(TimerKind.PROBE_TIMEOUT, now + self._config.probe_timeout)
-            self._timers.set(TimerKind.PROBE_END, now + self._config.probe_interval)
-        # Set last, it falls due last: the judgement comes before the next probe.
-        self._timers.set(TimerKind.PROBE, now + self._config.probe_interval)
+            self._begin(target, now)
+        pause = self._config.probe_interval * self._health.multiplier
+        self._timers.set(TimerKind.PROBE, now + pause)
 
-    def ask_indirectly(self) -> None:
-        """Have others ping the member that has not answered us."""
-        probe = self._probe
-        if probe is None or probe.acked:
-            return
-        others = [node for node in self._membership.live if node != probe.target]
-        count = min(self._config.indirect_probes, len(others))
-        probe.asked = tuple(self._rng.sample(others, count))
-        request = Message(MessageType.PING_REQ, probe.sequence, target=probe.target)
-        for member in probe.asked:
-            self._outbox.send(member, request)
+    def observe(self, node: NodeId, now: float) -> None:
+        """Look at a suspect, if that is our duty."""
+        observers = observers_of(node, self._membership.table, self._config)
+        if self._membership.id in observers:
+            self._begin(node, now)
+            self._watch_from(node, now)
 
-    def judge(self, now: float) -> None:
-        """End the probe in flight."""
-        probe, self._probe = self._probe, None
+    def unreachable(self, node: NodeId, now: float) -> None:
+        """Accuse a member whose host says that nobody listens there."""
+        if self._config.evidence_max:
+            self._end(node)
+            self._accuse(node, Testimony(0.0), now)
+
+    # What becomes of it
+
+    def handle_late(self, target: NodeId, now: float) -> None:
+        """Try harder: no ack has come in time."""
+        probe = self._probes.get(target)
         if probe is None:
             return
-        if probe.acked:
-            self.acked += 1
-        elif probe.acked_via is not None:
-            self.acked_indirectly += 1
-            self._membership.events.append(PathFault(probe.target, probe.acked_via))
-        else:
-            self.failed += 1
-            reason = probe.failure(self._config.probe_timeout)
-            self._membership.accuse(probe.target, reason, now)
-
-    def abandon(self) -> None:
-        """Forget the probe in flight without judging it."""
-        self._probe = None
-
-    def give_up_relayed(self, sequence: int) -> None:
-        """Tell whoever asked that its target has not answered us either."""
-        ping = self._pings.pop(sequence)
-        if ping is not None:
-            self._answer_requester(ping, MessageType.NACK)
-
-    def _answer_requester(self, ping: SentPing, type_: MessageType) -> None:
-        if ping.requester is not None and self._membership.get(ping.requester) is not None:
-            answer = Message(type_, ping.requester_sequence, target=ping.target)
-            self._outbox.send(ping.requester, answer)
-
-    def _told_indirectly(self, source: NodeId, message: Message) -> None:
-        probe = self._probe
-        if probe is None or (probe.sequence, probe.target) != (message.sequence, message.target):
+        self._pinger.ping(target, PingPurpose.PROBE, now)
+        probe.repeats += 1
+        if probe.repeats > 1:
             return
-        if source not in probe.asked:
+        others = [node for node in self._membership.live if node != target]
+        count = min(self._config.indirect_probes, len(others))
+        probe.asked = tuple(self._rng.sample(others, count))
+        request = Message(MessageType.PING_REQ, probe.sequence, target=target)
+        for helper in probe.asked:
+            self._outbox.send(helper, request)
+        if self._config.stream_timeout:
+            self._pinger.ping_over_stream(target, now)
+        if self._config.evidence_max:
+            self._membership.events.append(EvidenceWanted(target))
+        helpers = (self._membership.allowance(helper) for helper in probe.asked)
+        wait = probe.allowance + max(helpers, default=probe.allowance)
+        self._timers.set(TimerKind.PROBE_TIMEOUT, now + wait / 2, target)
+        self._timers.set(TimerKind.PROBE_END, now + wait, target)
+
+    def handle_ack(self, member: Member, purpose: PingPurpose, sent_at: float) -> None:
+        """Take note that a member has answered us itself."""
+        probe = self._probes.get(member.node)
+        if purpose is PingPurpose.STREAM:
+            if probe is not None:
+                probe.streamed = True
+            return
+        member.faults = member.excuses = 0
+        if probe is not None and sent_at >= probe.started_at:
+            self._end(member.node)
+            self._health.better()
+            self.acked += 1
+
+    def handle_told(self, source: NodeId, message: Message) -> None:
+        """Take note of what a member that was asked has found: ACK or NACK."""
+        probe = None if message.target is None else self._probes.get(message.target)
+        if probe is None or probe.sequence != message.sequence or source not in probe.asked:
             return
         if message.type is MessageType.ACK:
             probe.acked_via = probe.acked_via or source
         else:
             probe.nacks.add(source)
+
+    def judge(self, target: NodeId, now: float) -> None:
+        """Conclude what the silence means."""
+        probe, member = self._probes.get(target), self._membership.get(target)
+        self._end(target)
+        if probe is None or member is None:
+            return
+        since = probe.started_at
+        if probe.acked_via is not None or probe.streamed:
+            self._fault(member, probe, now)
+        elif lives(member, since=since, incarnation=probe.incarnation) or excused(
+            member, since=since, config=self._config
+        ):
+            self.excused += 1
+            self._begin(target, now, attempt=probe.attempt + 1)
+        else:
+            self.failed += 1
+            # Whoever was asked owes us a nack at least (Lifeguard, section IV-A).
+            missing = len(probe.asked) - len(probe.nacks) if probe.asked else 1
+            self._health.worse(missing)
+            self._accuse(target, Testimony(now - since, probe.asked), now)
+
+    def watch(self, node: NodeId, now: float) -> None:
+        """Ping a suspect once more, with the accusation."""
+        member = self._membership.get(node)
+        if member is None or member.state is not MemberState.SUSPECT or not member.heard:
+            self._watched.pop(node, None)
+            return
+        self._pinger.ping(node, PingPurpose.WATCH, now)
+        pause = max(self._config.watch_interval, self._membership.allowance(node))
+        self._timers.set(TimerKind.WATCH, now + pause, node)
+
+    def abandon(self) -> None:
+        """Forget all probes."""
+        self._probes.clear()
+        self._watched.clear()
+
+    # Steps
+
+    def _begin(self, target: NodeId, now: float, *, attempt: int = 1) -> None:
+        member = self._membership.get(target)
+        if member is None or target in self._probes:
+            return
+        if len(self._probes) >= PROBES_MAX or attempt > ATTEMPTS_MAX:
+            return
+        wait = self._membership.allowance(target) * self._health.multiplier
+        sequence = self._pinger.ping(target, PingPurpose.PROBE, now)
+        self._probes[target] = Probe(target, now, member.incarnation, sequence, wait, attempt)
+        self._timers.set(TimerKind.PROBE_TIMEOUT, now + wait, target)
+
+    def _end(self, target: NodeId) -> None:
+        self._probes.pop(target, None)
+        self._timers.cancel(TimerKind.PROBE_TIMEOUT, target)
+        self._timers.cancel(TimerKind.PROBE_END, target)
+
+    def _fault(self, member: Member, probe: Probe, now: float) -> None:
+        if probe.acked_via is not None:
+            self.acked_indirectly += 1
+        else:
+            self.acked_streams += 1
+        member.faults += 1
+        if member.faults >= FAULTS_MIN:
+            self._membership.events.append(PathFault(member.node, probe.acked_via))
+        else:
+            self._begin(member.node, now, attempt=probe.attempt + 1)
+
+    def _accuse(self, node: NodeId, testimony: Testimony, now: float) -> None:
+        claim = self._membership.accuse(node, testimony, now)
+        if claim is None:
+            return
+        told = observers_of(node, self._membership.table, self._config)
+        if self._config.staples:
+            told.append(node)
+        item = Item(CLAIM_ITEM, claim.blob)
+        for target in told:
+            if target != self._membership.id:
+                self._outbox.send_piggybacked(target, MessageType.GOSSIP, 0, first=item)
+        if self._config.observers:
+            self._watch_from(node, now)
+
+    def _watch_from(self, node: NodeId, now: float) -> None:
+        if node not in self._watched and len(self._watched) < WATCHED_MAX:
+            self._watched[node] = None
+            self._timers.set(TimerKind.WATCH, now + self._config.watch_interval, node)

@@ -6,8 +6,15 @@ Rule 1: the countdown starts long, so that a node which is itself in trouble kil
 
 Rule 2: an accuser counts once, whoever relays its accusation and how often.
 
+Rule 3: the wait is for a refutation, and is counted in what one takes: for the suspect to be told,
+        and for its answer to reach the mesh.  (In SWIM it is counted in probe intervals, because
+        there the next accuser must first come upon the suspect in its turn.)
+
+Rule 4: fewer witnesses do not mean less doubt.  Where there are not as many members as
+        confirmations are expected, the wait stays long.  (Lifeguard lowers its expectation.)
+
     timeout = max - (max - min) * log(confirmations + 1) / log(confirmations_expected + 1)
-    min     = suspicion_mult * max(1, log10(members)) * probe_interval
+    min     = suspicion_mult * max(1, log10(members)) * (refutation_interval + round trip)
     max     = suspicion_max_timeout_mult * min
 
      accused                    min                                       max
@@ -20,6 +27,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meshd.gossip.config import GossipConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +54,14 @@ class Suspicion:
 
 
 def start_suspicion(
-    now: float,
-    *,
-    members: int,
-    probe_interval: float,
-    suspicion_mult: float,
-    suspicion_max_timeout_mult: float,
-    confirmations_expected: int,
+    now: float, *, members: int, round_trip: float, config: GossipConfig
 ) -> Suspicion:
-    """Begin a countdown in a mesh of so many live members, ourselves and the suspect included."""
-    timeout_min = suspicion_mult * max(1.0, math.log10(max(members, 1))) * probe_interval
-    # Of the others, one is the suspect, one the first accuser.
-    witnesses = max(members - 2, 0)
+    """Begin a countdown in a mesh of so many live members whose messages take so long."""
+    refutation = config.refutation_interval + round_trip
+    timeout_min = config.suspicion_mult * max(1.0, math.log10(max(members, 1))) * refutation
     return Suspicion(
         started_at=now,
         timeout_min=timeout_min,
-        timeout_max=timeout_min * suspicion_max_timeout_mult,
-        confirmations_expected=min(confirmations_expected, witnesses),
+        timeout_max=timeout_min * config.suspicion_max_timeout_mult,
+        confirmations_expected=config.confirmations_expected,
     )

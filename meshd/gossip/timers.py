@@ -10,7 +10,10 @@ from __future__ import annotations
 import enum
 import heapq
 import math
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 class TimerKind(enum.StrEnum):
@@ -19,6 +22,7 @@ class TimerKind(enum.StrEnum):
     PROBE = "next probe"
     PROBE_TIMEOUT = "probe timeout"
     PROBE_END = "end of probe"
+    WATCH = "watched suspect"
     RELAY = "relayed ping"
     SUSPICION = "suspicion"
     CONTACT = "contact"
@@ -67,6 +71,12 @@ class Timers:
         """Drop all deadlines."""
         self._set.clear()
         self._heap.clear()
+
+    def postpone(self, kinds: Collection[TimerKind], by: float, *, earliest: float) -> None:
+        """Move all deadlines of some kinds by as much, none of them to before `earliest`."""
+        moved = [(key, at) for key, (at, _) in self._set.items() if key[0] in kinds]
+        for (kind, about), at in moved:
+            self.set(kind, max(at + by, earliest), about)
 
     def at(self, kind: TimerKind, about: bytes | int | None = None) -> float | None:
         """Return when a deadline falls due, or None if it is not set."""
