@@ -1,8 +1,8 @@
 """Who is pinged next, and how its silence is judged.
 
     0 s            allowance                              + what a helper may take
-    │ PING ───────▶│ no ack: PING again, over TCP too  ... │ PING once more ... │ judged
-    │              │ PING_REQ to k others                  │                    │
+    │ PING ───────▶│ no ack: PING again, over TCP too      │ PING once more     │ judged
+    │              │ PING_REQ to k others                  │ PING_REQ to k more │
     │              │   each PINGs the member for us        │                    │
     │◀── ACK       │◀── ACK (target) or NACK               │                    │
     ├──────────────┴───────────────────────────────────────┴────────────────────┤
@@ -61,8 +61,8 @@ class Probe:
     sequence: int  # of the first ping; requests to others bear it too
     allowance: float
     attempt: int
-    repeats: int = 0
     asked: tuple[NodeId, ...] = ()
+    asked_again: tuple[NodeId, ...] = ()
     nacks: set[NodeId] = field(default_factory=set)
     acked_via: NodeId | None = None
     streamed: bool = False  # it has answered over TCP
@@ -93,7 +93,7 @@ class Prober:
             membership.id, membership.table, neighbour_every=config.neighbour_every, rng=rng
         )
         self._probes: dict[NodeId, Probe] = {}
-        self._watched: dict[NodeId, None] = {}
+        self._watched: dict[NodeId, float] = {}  # suspects, and the pauses between pings
         self.acked = 0
         self.acked_indirectly = 0
         self.acked_streams = 0
@@ -113,11 +113,15 @@ class Prober:
         self._timers.set(TimerKind.PROBE, now + pause)
 
     def observe(self, node: NodeId, now: float) -> None:
-        """Look at a suspect, if that is our duty."""
-        observers = observers_of(node, self._membership.table, self._config)
-        if self._membership.id in observers:
+        """Look at a suspect: at once if that is our duty, else when nobody has settled it."""
+        member = self._membership.get(node)
+        if member is None or member.suspicion is None or not self._config.observers:
+            return
+        if self._membership.id in observers_of(node, self._membership.table, self._config):
             self._begin(node, now)
-            self._watch_from(node, now)
+            self._watch(node, self._config.watch_interval, now)
+        else:
+            self._watch(node, member.suspicion.timeout_min, now)
 
     def unreachable(self, node: NodeId, now: float) -> None:
         """Accuse a member whose host says that nobody listens there."""
@@ -133,15 +137,10 @@ class Prober:
         if probe is None:
             return
         self._pinger.ping(target, PingPurpose.PROBE, now)
-        probe.repeats += 1
-        if probe.repeats > 1:
+        if self._timers.at(TimerKind.PROBE_END, target) is not None:
+            probe.asked_again = self._ask_others(probe)
             return
-        others = [node for node in self._membership.live if node != target]
-        count = min(self._config.indirect_probes, len(others))
-        probe.asked = tuple(self._rng.sample(others, count))
-        request = Message(MessageType.PING_REQ, probe.sequence, target=target)
-        for helper in probe.asked:
-            self._outbox.send(helper, request)
+        probe.asked = self._ask_others(probe)
         if self._config.stream_timeout:
             self._pinger.ping_over_stream(target, now)
         if self._config.evidence_max:
@@ -167,7 +166,9 @@ class Prober:
     def handle_told(self, source: NodeId, message: Message) -> None:
         """Take note of what a member that was asked has found: ACK or NACK."""
         probe = None if message.target is None else self._probes.get(message.target)
-        if probe is None or probe.sequence != message.sequence or source not in probe.asked:
+        if probe is None or probe.sequence != message.sequence:
+            return
+        if source not in probe.asked + probe.asked_again:
             return
         if message.type is MessageType.ACK:
             probe.acked_via = probe.acked_via or source
@@ -190,19 +191,20 @@ class Prober:
             self._begin(target, now, attempt=probe.attempt + 1)
         else:
             self.failed += 1
-            # Whoever was asked owes us a nack at least (Lifeguard, section IV-A).
-            missing = len(probe.asked) - len(probe.nacks) if probe.asked else 1
+            # Whoever was asked owes us a nack at least (Lifeguard, section IV-A).  Of those asked
+            # late none is due yet.
+            missing = len(set(probe.asked) - probe.nacks) if probe.asked else 1
             self._health.worse(missing)
             self._accuse(target, Testimony(now - since, probe.asked), now)
 
     def watch(self, node: NodeId, now: float) -> None:
         """Ping a suspect once more, with the accusation."""
         member = self._membership.get(node)
-        if member is None or member.state is not MemberState.SUSPECT or not member.heard:
+        if member is None or member.shown is not MemberState.SUSPECT:
             self._watched.pop(node, None)
             return
         self._pinger.ping(node, PingPurpose.WATCH, now)
-        pause = max(self._config.watch_interval, self._membership.allowance(node))
+        pause = max(self._watched[node], self._membership.allowance(node))
         self._timers.set(TimerKind.WATCH, now + pause, node)
 
     def abandon(self) -> None:
@@ -222,6 +224,15 @@ class Prober:
         sequence = self._pinger.ping(target, PingPurpose.PROBE, now)
         self._probes[target] = Probe(target, now, member.incarnation, sequence, wait, attempt)
         self._timers.set(TimerKind.PROBE_TIMEOUT, now + wait, target)
+
+    def _ask_others(self, probe: Probe) -> tuple[NodeId, ...]:
+        others = [node for node in self._membership.live if node != probe.target]
+        count = min(self._config.indirect_probes, len(others))
+        asked = tuple(self._rng.sample(others, count))
+        request = Message(MessageType.PING_REQ, probe.sequence, target=probe.target)
+        for helper in asked:
+            self._outbox.send(helper, request)
+        return asked
 
     def _end(self, target: NodeId) -> None:
         self._probes.pop(target, None)
@@ -251,9 +262,12 @@ class Prober:
             if target != self._membership.id:
                 self._outbox.send_piggybacked(target, MessageType.GOSSIP, 0, first=item)
         if self._config.observers:
-            self._watch_from(node, now)
+            self._watch(node, self._config.watch_interval, now)
 
-    def _watch_from(self, node: NodeId, now: float) -> None:
-        if node not in self._watched and len(self._watched) < WATCHED_MAX:
-            self._watched[node] = None
-            self._timers.set(TimerKind.WATCH, now + self._config.watch_interval, node)
+    def _watch(self, node: NodeId, pause: float, now: float) -> None:
+        known = self._watched.get(node)
+        if known is None and len(self._watched) >= WATCHED_MAX:
+            return
+        if known is None or pause < known:
+            self._watched[node] = pause
+            self._timers.set(TimerKind.WATCH, now + pause, node)
