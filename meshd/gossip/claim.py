@@ -34,9 +34,9 @@ A claim on the wire is a signed statement of kind CLAIM (see `meshd.trust.signed
     3  state        uint: ALIVE, SUSPECT or LEFT
     4  signer       32 bytes; absent where the subject signs
     5  waited       uint, milliseconds without an ack; 0 if the subject's host refused the ping;
-                    absent where the subject signs
+                    optional
     6  asked        4 bytes for each member that was asked for an indirect ack, the first of its id;
-                    absent if none was
+                    optional
 """
 
 from __future__ import annotations
@@ -162,7 +162,9 @@ def peek_claim_untrusted(blob: bytes) -> Claim:
     return Claim(subject, incarnation, MemberState(state), signer, blob, testimony)
 
 
-def _testimony_untrusted(fields: Fields) -> Testimony:
+def _testimony_untrusted(fields: Fields) -> Testimony | None:
+    if not fields.has(5):
+        return None
     waited_ms = fields.uint(5, maximum=WAITED_MS_MAX)
     asked = b""
     if fields.has(6):
