@@ -183,14 +183,16 @@ class Daemon:
             desired=self.engine.desired_state,
             observed=self._on_observed,
             repaired=self._on_repaired,
-            link_replaced=host.overlay.rebind,
+            link_replaced=host.rebind,
         )
         self.driver = Driver(
             self.engine,
             host.underlay,
             host.overlay,
+            host.streams,
             on_event=self._on_event,
             on_plan=self.reconciler.wake,
+            look=self.reconciler.look,
         )
         self.resolver = SeedResolver(
             lambda found: self.driver.submit(partial(self.engine.seeds_resolved, found))

@@ -1,8 +1,10 @@
 """The one task that owns the engine: one input, then its outputs are drained.
 
     sockets, netlink, meshctl ──inputs──▶ ┌────────┐ ──▶ datagrams, to the sockets
-    deadline of get_timer() ────────────▶ │ engine │ ──▶ events, to the daemon
-                                          └────────┘ ──▶ a new plan, to the reconciler
+    deadline of get_timer() ────────────▶ │ engine │ ──▶ probes over TCP, each a task
+    WireGuard's counters ───────────────▶ │        │ ──▶ events, to the daemon
+                      ▲                   └────────┘ ──▶ a new plan, to the reconciler
+                      └────────── look ◀──────┘
 
 Inputs queue in a channel without a buffer: when the engine is busy, datagrams wait in their
 sockets, and the kernel drops them when they are too many.
@@ -11,6 +13,7 @@ sockets, and the kernel drops them when they are too many.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
@@ -20,12 +23,15 @@ from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from ipaddress import IPv6Address
 
     from meshd.engine.engine import Engine
-    from meshd.engine.events import Event
+    from meshd.engine.events import Event, OverlayStream
     from meshd.net.datagram import Datagram
     from meshd.net.overlay import Overlay
+    from meshd.net.stream import Streams
     from meshd.net.underlay import Underlay
+    from meshd.wg.types import DeviceStatus
 
 ResultT = TypeVar("ResultT")
 
@@ -45,15 +51,21 @@ class Driver:
         engine: Engine,
         underlay: Underlay,
         overlay: Overlay,
+        streams: Streams,
         *,
         on_event: Callable[[Event], None],
         on_plan: Callable[[], None],
+        look: Callable[[], DeviceStatus | None],
     ) -> None:
+        """Take what is open already.  `look` observes the device, or returns None if it cannot."""
         self._engine = engine
         self._underlay = underlay
         self._overlay = overlay
+        self._streams = streams
         self._on_event = on_event
         self._on_plan = on_plan
+        self._look = look
+        self._nursery: trio.Nursery | None = None  # while running
         self._revision = -1
         self._scope = trio.CancelScope()
         self._send, self._receive = trio.open_memory_channel[Input](0)
@@ -62,9 +74,14 @@ class Driver:
         """Run until cancelled, or stopped."""
         with self._scope:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 nursery.start_soon(self._receive_underlay)
                 nursery.start_soon(self._receive_overlay)
-                await self._drive()
+                nursery.start_soon(self._serve_streams)
+                try:
+                    await self._drive()
+                finally:
+                    self._nursery = None
 
     def stop(self) -> None:
         """Send nothing more, from this moment on."""
@@ -106,8 +123,24 @@ class Driver:
                 engine.overlay_datagram(payload, source.address, now, wall)
 
         while True:
-            for datagram in await self._overlay.receive_batch():
+            batch = await self._overlay.receive_batch()
+            for address in self._overlay.take_unreachable():
+                await self.submit(partial(engine.overlay_unreachable, address))
+            for datagram in batch:
                 await self._take(datagram, take)
+
+    async def _serve_streams(self) -> None:
+        engine = self._engine
+
+        async def answer(frame: bytes, source: IPv6Address) -> bytes | None:
+            return await self.submit(partial(engine.overlay_stream, frame, source))
+
+        await self._streams.serve(answer, is_member=engine.is_member_address)
+
+    async def _open_stream(self, stream: OverlayStream) -> None:
+        answer = await self._streams.exchange(stream.frame, stream.target, within=stream.timeout)
+        if answer is not None:
+            await self.submit(partial(self._engine.overlay_datagram, answer, stream.target))
 
     async def _drive(self) -> None:
         self.drain()
@@ -123,6 +156,12 @@ class Driver:
         """Take what the engine has given out.  Due after each of its inputs."""
         if self._scope.cancel_called:
             return
+        self._put_out()
+        if self._engine.wants_look(now := trio.current_time()):
+            self._engine.counters_observed(self._look(), now, time.time())
+            self._put_out()
+
+    def _put_out(self) -> None:
         engine = self._engine
         while (event := engine.next_event()) is not None:
             self._on_event(event)
@@ -130,6 +169,9 @@ class Driver:
             self._underlay.send(datagram, target, source)
         for payload, address in engine.overlay_datagrams():
             self._overlay.send(payload, Endpoint(address, GOSSIP_PORT))
+        if self._nursery is not None:
+            for stream in engine.streams_to_open():
+                self._nursery.start_soon(self._open_stream, stream)
         if engine.plan_revision != self._revision:
             self._revision = engine.plan_revision
             self._on_plan()

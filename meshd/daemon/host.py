@@ -19,6 +19,7 @@ from meshd.net import mux as one_port
 from meshd.net.mux import PortMux
 from meshd.net.overlay import Overlay
 from meshd.net.rtnetlink import RouteNetlink
+from meshd.net.stream import Streams
 from meshd.net.underlay import Underlay, check_port_free
 from meshd.values import PORT_MAX
 from meshd.wg.backend import delete_device, open_device
@@ -73,11 +74,18 @@ class Host:
                 opened.callback(one_port.remove, interface)
         self.overlay = Overlay(identity.ipv6, interface)
         opened.callback(self.overlay.close)
+        self.streams = Streams(identity.ipv6, interface)
+        opened.callback(self.streams.close)
 
     @property
     def control_port(self) -> int:
         """The port others reach meshd at, where it is not WireGuard's; else 0."""
         return 0 if self.mux is not None else self.underlay.port
+
+    def rebind(self) -> None:
+        """Have what is bound to the interface follow its name to a new one.  Raise DeviceError."""
+        self.overlay.rebind()
+        self.streams.rebind()
 
     def remove_device(self) -> None:
         """Take the interface down."""
@@ -91,6 +99,7 @@ class Host:
 
     def let_go(self) -> None:
         """Close handles and sockets; the data plane stays as it is."""
+        self.streams.close()
         self.overlay.close()
         self.underlay.close()
         self.device.close()

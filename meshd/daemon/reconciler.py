@@ -11,6 +11,9 @@ writes to the kernel.
 
 A new plan mostly changes peers, so only the device is looked at for it; the interface's addresses,
 routes and nft rules are when they are to change, when netlink rings, and every few seconds.
+
+Others may `look` at the device in between.  They get nothing while it is being made anew, and
+nothing while it is in trouble: one who waits for a device that hangs is enough.
 """
 
 from __future__ import annotations
@@ -94,6 +97,7 @@ class Reconciler:
         self._link_replaced = link_replaced
         self._index: int | None = None
         self._stopped = False
+        self._making_anew = False
         self.error: DeviceError | None = None
         self.statistics = ReconcilerStatistics()
 
@@ -109,6 +113,17 @@ class Reconciler:
         """Ask for a run soon that looks at everything: something has changed on this host."""
         self._stale = True
         self._wanted.set()
+
+    def look(self) -> DeviceStatus | None:
+        """Observe the device without changing anything; None where that cannot be done."""
+        if self._stopped or self._making_anew or self.error is not None:
+            return None
+        try:
+            return self.device.observe()
+        except DeviceError as error:
+            self._failed(error)
+            self.resync()
+            return None
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -194,6 +209,7 @@ class Reconciler:
 
     async def _make_anew(self) -> None:
         """Make the interface again after somebody has deleted it."""
+        self._making_anew = True
         self.device.close()
         self._applied_endpoints = {}
         private_key = self._desired().device.private_key
@@ -203,6 +219,7 @@ class Reconciler:
             )
         except StartError as error:
             raise DeviceError(str(error), errno.ENODEV) from error
+        self._making_anew = False
         self._index = None
         self._link_replaced()
         self._repair("interface", f"interface {self._interface} was gone")

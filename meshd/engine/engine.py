@@ -7,9 +7,9 @@ The engine joins four cores that know nothing of each other:
                               └──── facts, verified ◀──────┴──────────────────────────────┘
 
 and makes the plan from what they know.  It is driven like each of them: one input, then its
-outputs are drained (`underlay_datagrams`, `overlay_datagrams`, `next_event`), then it is left
-alone until `get_timer` or the next input.  `plan_revision` grows whenever `desired_state` gives
-something new.
+outputs are drained (`underlay_datagrams`, `overlay_datagrams`, `streams_to_open`, `next_event`,
+and `wants_look`), then it is left alone until `get_timer` or the next input.  `plan_revision`
+grows whenever `desired_state` gives something new.
 
 Rule 1: the ledger is the only judge of who is a member and what it may say; whatever comes in
         goes there first.
@@ -30,7 +30,9 @@ from typing import TYPE_CHECKING
 from meshd.addresses import overlay_address
 from meshd.engine import events
 from meshd.engine.admission import Admission
+from meshd.engine.counters import CounterWatch
 from meshd.engine.entry import Entry
+from meshd.engine.events import OverlayStream
 from meshd.engine.handover import is_handover
 from meshd.engine.presence import Presence
 from meshd.engine.wording import Wording
@@ -122,6 +124,7 @@ class Engine:
             now=now,
             incarnation=memory.incarnation,
         )
+        self._counters = CounterWatch(span=config.gossip.probe_timeout_min * 2 / 3, now=now)
         while self.gossip.next_event() is not None:
             pass  # those we remember have not just joined
         self.entry = Entry(self, rng=rng, now=now)
@@ -164,6 +167,28 @@ class Engine:
             self.gossip.receive_datagram(datagram, node, now, wall)
         self._settle(now, wall)
 
+    def overlay_unreachable(self, address: IPv6Address, now: float, wall: float) -> None:
+        """Take the word of a member's kernel, through its tunnel, that nobody gossips there."""
+        node = self._nodes_by_ipv6.get(address)
+        if node is not None:
+            self.gossip.unreachable(node, now)
+            self._settle(now, wall)
+
+    def overlay_stream(
+        self, frame: bytes, source: IPv6Address, now: float, wall: float
+    ) -> bytes | None:
+        """Handle a frame from a connection of a member's, and return the frame to answer with.
+
+        None: the connection is not worth an answer.
+        """
+        node = self._nodes_by_ipv6.get(source)
+        if node is None:
+            self.bad_packets["overlay source is no member"] += 1
+            return None
+        answer = self.gossip.answer_stream(frame, node, now, wall)
+        self._settle(now, wall)
+        return answer
+
     def handle_timer(self, now: float, wall: float) -> None:
         """Do everything that is due."""
         self.path.handle_timer(now)
@@ -203,6 +228,15 @@ class Engine:
             if peer is not None and peer.endpoint is not None:
                 self.path.endpoint_observed(node, peer.endpoint, now)
         self._contact_ready(now)
+        self._take_counters(device, now)
+        self._settle(now, wall)
+
+    def counters_observed(self, device: DeviceStatus | None, now: float, wall: float) -> None:
+        """Take what the device's counters are, after `wants_look`; None if it cannot be read."""
+        if device is None:
+            self._counters.give_up()
+            return
+        self._take_counters(device, now)
         self._settle(now, wall)
 
     def ping(self, node: NodeId, now: float) -> int:
@@ -239,6 +273,17 @@ class Engine:
             datagrams.append((datagram, self.ipv6_of(node)))
         return datagrams
 
+    def streams_to_open(self) -> list[OverlayStream]:
+        """Take what is to be asked over TCP; the answers go to `overlay_datagram`."""
+        return [
+            OverlayStream(datagram, self.ipv6_of(node), timeout)
+            for datagram, node, timeout in self.gossip.streams_to_open()
+        ]
+
+    def wants_look(self, now: float) -> bool:
+        """Return whether the device is to be observed now, for `counters_observed`."""
+        return now >= self._counters.at
+
     def next_event(self) -> Event | None:
         """Take the oldest event."""
         return self._events.popleft() if self._events else None
@@ -250,6 +295,7 @@ class Engine:
             self.path.get_timer(),
             self.entry.get_timer(),
             self.admission.get_timer(),
+            Timer(self._counters.at, "look at the device"),
         )
         soonest = min((timer for timer in timers if timer is not None), key=lambda timer: timer.at)
         return Timer(soonest.at, str(soonest.reason))
@@ -277,6 +323,10 @@ class Engine:
         return plan
 
     # Views
+
+    def is_member_address(self, address: IPv6Address) -> bool:
+        """Return whether an overlay address is another member's."""
+        return address in self._nodes_by_ipv6
 
     def others(self) -> list[tuple[NodeId, Standing]]:
         """Return all admitted members but ourselves, in the order of their ids."""
@@ -373,8 +423,8 @@ class Engine:
                     via=None if via is None else self.name_of(via),
                 )
                 self.path.peer_suspect(node, now)
-            case gossip_events.EvidenceWanted():
-                pass
+            case gossip_events.EvidenceWanted(node):
+                self._counters.want(node, now)
             case gossip_events.FactLearned(fact, _):
                 self._fact_changed(fact, now)
             case gossip_events.EquivocationSeen(fact, _):
@@ -435,6 +485,20 @@ class Engine:
                 pass  # one witness; `ReflexiveChanged` says when it is believed
             case path_events.BadPacketReceived(_, reason):
                 self.bad_packets[reason] += 1
+
+    def _take_counters(self, device: DeviceStatus, now: float) -> None:
+        """Tell the gossip core through whose tunnel something has come since it asked."""
+
+        def rx_bytes(node: NodeId) -> int | None:
+            standing = self.ledger.standing(node)
+            if standing is None or node in self.key_conflicts:
+                return None
+            peer = device.peers.get(standing.record.wireguard_key)
+            return None if peer is None else peer.rx_bytes
+
+        self._counters.looked(len(device.peers), now)
+        for node in self._counters.observed(rx_bytes, now):
+            self.gossip.carried(node, now)
 
     def _returned(self, node: NodeId) -> None:
         """Give a member that had left its tunnel back: only through that it can say so."""

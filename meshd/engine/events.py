@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from ipaddress import IPv6Address
 
     from meshd.engine.identity import Identity
     from meshd.keys import NodeId
@@ -91,6 +92,14 @@ class PingAnswered:
 @dataclass(frozen=True, slots=True)
 class Departed:
     """Our departure has been announced; the interface may go."""
+
+
+class OverlayStream(NamedTuple):
+    """A frame to be sent over a TCP connection of its own.  No event: see `streams_to_open`."""
+
+    frame: bytes
+    target: IPv6Address
+    timeout: float  # seconds, for all of it
 
 
 Event: TypeAlias = (

@@ -5,6 +5,9 @@
             ── Disk           what the daemon would have written by then
     Underlay                  `engine_underlay`
 
+Inside the tunnels there are gossip datagrams, connections of four packets without retransmission
+(syn, accepted, frame, answer), and what a kernel answers where no daemon listens.
+
 All that happens is a function of one seed; `trace_hash` names the whole history in a few bytes.
 Time advances from one thing that happens to the next, and nothing else is slow.
 """
@@ -76,7 +79,11 @@ class Machine:
         self.engine = None
         self.events = []  # (instant, event)
         self.echoes = []  # payloads that came back
+        self.deaf = False  # its own firewall drops gossip that comes in, without a word
+        self.streams = {}  # connections it has made: number to (frame, target)
+        self._connections = itertools.count(1)
         self.starts = 0
+        self.looks = 0  # at the device, for its counters
         self._rng = Random(f"machine {self.number} {world.seed}")
         self._wake_at = None
         self._wakes = 0
@@ -123,6 +130,7 @@ class Machine:
         assert self.engine is not None
         self.engine = None
         self._wake_at = None
+        self.streams = {}
 
     def lose_interface(self):
         """Delete the interface, and all sessions with it."""
@@ -265,6 +273,13 @@ class Machine:
             self._on_event(event)
         if engine is not self.engine:
             return
+        if engine.wants_look(self.now):
+            self.looks += 1
+            engine.counters_observed(self.wireguard.observe(), self.now, self.wall)
+            self.drain()
+            return
+        for stream in engine.streams_to_open():
+            self._connect(stream)
         for datagram, target, source in engine.underlay_datagrams():
             self._send_underlay(datagram, target, source)
         for payload, address in engine.overlay_datagrams():
@@ -375,9 +390,52 @@ class Machine:
                 self.wireguard.send(answer)
             case "echo-reply":
                 self.echoes.append(packet.payload)
-            case _ if self.engine is not None:
+            case "syn" | "accepted" | "frame" | "answer":
+                self._on_segment(packet)
+            case "unreachable":
+                if self.engine is not None:
+                    self.engine.overlay_unreachable(packet.source, self.now, self.wall)
+                    self.drain()
+            case _ if self.deaf:
+                pass
+            case _ if self.engine is None:
+                self._reply(packet, "unreachable", b"")
+            case _:
                 self.engine.overlay_datagram(packet.payload, packet.source, self.now, self.wall)
                 self.drain()
+
+    def _reply(self, packet, port, payload):
+        answer = Packet(packet.target, packet.source, port, payload)
+        self.wireguard.send(answer)
+
+    # Connections: the payload of each packet begins with the connection's number
+
+    def _connect(self, stream):
+        number = next(self._connections).to_bytes(8, "big")
+        self.streams[number] = (stream.frame, stream.target)
+        self.world.at(stream.timeout, lambda: self.streams.pop(number, None))
+        self.wireguard.send(Packet(self.ipv6, stream.target, "syn", number))
+
+    def _on_segment(self, packet):
+        if self.engine is None:
+            return  # reset: no answer to whoever waits for one
+        number, payload = packet.payload[:8], packet.payload[8:]
+        match packet.port:
+            case "syn" if self.engine.is_member_address(packet.source):
+                self._reply(packet, "accepted", number)
+            case "frame":
+                answer = self.engine.overlay_stream(payload, packet.source, self.now, self.wall)
+                if answer is not None:
+                    self._reply(packet, "answer", number + answer)
+                self.drain()
+            case "accepted" | "answer" if number in self.streams:
+                frame, target = self.streams[number]
+                if packet.port == "accepted":
+                    self._reply(packet, "frame", number + frame)
+                else:
+                    del self.streams[number]
+                    self.engine.overlay_datagram(payload, target, self.now, self.wall)
+                    self.drain()
 
     # Inside
 

@@ -402,7 +402,7 @@ def test_one_that_is_back_before_the_news_that_it_left_gets_its_peer_entries_too
     world.run_until(lambda: c.engine is None, within=2.0)
     c.start()
     # A member that others can reach has brought them its new record, and then, late, the old news.
-    left = sign_claim(c.node, 1, MemberState.LEFT, key=c.disk.node_key, mesh=world.mesh)
+    left = sign_claim(1, MemberState.LEFT, key=c.disk.node_key, mesh=world.mesh)
     news = encode(Message(MessageType.GOSSIP, 0, 1, 1, items=(Item(CLAIM_ITEM, left.blob),)))
     for machine, source in ((a, b), (b, a)):
         machine.learn(FactKind.RECORD, c.engine.presence.blob)
@@ -483,6 +483,6 @@ def test_the_reasons_of_a_death_name_members_as_people_know_them():
         for kind in ("member-suspect", "member-dead")
         for notice in others[0].of(kind)
     ]
-    assert any("accused by" in message for message in messages)
+    assert any("suspected by" in message for message in messages)
     for machine in machines:
         assert not any(machine.node.short in message for message in messages)
