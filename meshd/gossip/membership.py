@@ -16,7 +16,8 @@ Rule 3: an accusation of ourselves is answered by a higher incarnation, if it na
         Our own word from an earlier run at a higher incarnation is answered likewise.
 
 Rule 4: what we hear ourselves outweighs what others say.  A countdown that runs out although the
-        suspect was heard since it began is begun anew.
+        suspect was heard since it began is begun anew; but not for ever, as there are members
+        that cannot refute, and all are to agree.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from meshd.gossip.events import (
 )
 from meshd.gossip.index import belief_digest
 from meshd.gossip.member import UNKNOWN_INCARNATION, Member, belief_version
+from meshd.gossip.member_table import LIVE
 from meshd.gossip.rtt import RoundTrip, allowance, measured
 from meshd.gossip.suspicion import start_suspicion
 from meshd.gossip.timers import TimerKind
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
     from meshd.gossip.wire import Message
     from meshd.keys import MeshId, NodeId, NodeKey
 
-_LIVE = {MemberState.ALIVE, MemberState.SUSPECT}
+EXTENSIONS_MAX = 3  # of one countdown (rule 4)
 
 
 class Membership:
@@ -92,6 +94,7 @@ class Membership:
         self._timers = timers
         self._health = health
         self._members = table
+        self._held: dict[bytes, Claim] = {}  # members' own words, by blob: nothing is new in them
         self._suspected: dict[NodeId, None] = {}
         self._fresh: dict[NodeId, None] = {}
         self.round_trip: RoundTrip | None = None  # of all members together
@@ -142,7 +145,7 @@ class Membership:
 
     def silent_count(self) -> int:
         """How many members are neither live nor gone on purpose."""
-        return sum(member.shown is MemberState.DEAD for member in self._members)
+        return self._members.silent
 
     def claims_about(self, node: NodeId) -> list[Item]:
         """Return the claims that make up the belief about a node, ourselves included."""
@@ -203,6 +206,7 @@ class Membership:
         self._timers.cancel(TimerKind.CONTACT, node)
         self._timers.cancel(TimerKind.SUSPICION, node)
         if member.belief is not None:
+            self._held.pop(member.belief.own.blob, None)
             self._broadcasts.drop((CLAIM_ITEM, node, b""))
             self._drop_accusations(member.belief)
         for other in self._members:
@@ -216,6 +220,9 @@ class Membership:
 
         If it is news it is passed on, unless `relay` is false: then only if it revises something.
         """
+        held = self._held.get(blob)
+        if held is not None:
+            return held, False
         claim = peek_claim_untrusted(blob)
         if claim.subject == self.id:
             return claim, self._answer(claim)
@@ -263,7 +270,7 @@ class Membership:
         member = self._members.get(node)
         if member is None or member.belief is None or not member.heard:
             return None
-        if member.state not in _LIVE or member.belief.accused_by(self.id) is not None:
+        if member.state not in LIVE or member.belief.accused_by(self.id) is not None:
             return None
         self.suspicions += 1
         claim = sign_accusation(node, member.incarnation, testimony, key=self._key, mesh=self._mesh)
@@ -285,9 +292,11 @@ class Membership:
         member = self._members.get(node)
         if member is None or member.belief is None or member.suspicion is None:
             return
-        if member.heard_at > member.suspicion.started_at:
-            member.suspicion = None  # rule 4
+        suspicion = member.suspicion
+        if member.heard_at > suspicion.started_at and suspicion.extensions < EXTENSIONS_MAX:
+            member.suspicion = suspicion.extended(now)  # rule 4
             self._suspect(member, now)
+            self._suspected[node] = None
             return
         before = member.shown
         accusers = tuple(claim.signer for claim in member.belief.accusations)
@@ -325,6 +334,10 @@ class Membership:
     ) -> None:
         before, known = member.shown, member.belief
         member.belief = belief
+        if claim.by_subject:
+            if known is not None:
+                self._held.pop(known.own.blob, None)
+            self._held[claim.blob] = claim
         if known is None or known.own.order[:2] != belief.own.order[:2]:
             if known is not None:
                 self._drop_accusations(known)
@@ -362,11 +375,10 @@ class Membership:
     def _suspect(self, member: Member, now: float) -> None:
         assert member.belief is not None
         if member.suspicion is None:
-            typical = self.round_trip or RoundTrip(0.0, 0.0)
             member.suspicion = start_suspicion(
                 now,
                 members=len(self.live) + 1,
-                round_trip=typical.smoothed + 2.0 * typical.variation,
+                round_trip=self.round_trip or RoundTrip(0.0, 0.0),
                 config=self._config,
             )
             self._suspected[member.node] = None
@@ -450,9 +462,9 @@ class Membership:
         after = member.shown
         if after == before:
             return
-        self._members.set_live(member.node, live=after in _LIVE)
-        if after in _LIVE:
-            if before not in _LIVE:
+        self._members.shown_changed(member.node, before, after)
+        if after in LIVE:
+            if before not in LIVE:
                 self._fresh[member.node] = None
             member.tries = 0
             self._timers.cancel(TimerKind.CONTACT, member.node)

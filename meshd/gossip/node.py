@@ -118,6 +118,8 @@ class NodeStatistics:
     facts_learned: int
     exchanges: int
     broadcasts_queued: int
+    pings_waiting: int
+    timers_set: int
     entries: int
 
 
@@ -137,12 +139,12 @@ class Node:
         table: MemberTable | None = None,
         index: Index | None = None,
     ) -> None:
-        """`table` and `index`, if given, are empty; a simulation may share what they hold."""
+        """`table` and `index` are for simulations, which give many nodes one that is shared."""
         self._ledger = ledger
         self._config = config
         self._rng = rng
         self._timers = Timers()
-        self._index = index or Index()
+        self._index = Index() if index is None else index
         self._broadcasts = BroadcastQueue(retransmit_mult=config.retransmit_mult)
         self._health = Health(score_max=config.health_score_max)
         self._membership = Membership(
@@ -150,7 +152,7 @@ class Node:
             mesh,
             config=config,
             rng=rng,
-            table=table or MemberTable(key.id),
+            table=MemberTable(key.id) if table is None else table,
             index=self._index,
             broadcasts=self._broadcasts,
             timers=self._timers,
@@ -359,6 +361,8 @@ class Node:
             facts_learned=counts["facts_learned"],
             exchanges=self._sync.exchanges,
             broadcasts_queued=len(self._broadcasts),
+            pings_waiting=len(self._pinger),
+            timers_set=len(self._timers),
             entries=len(self._index),
         )
 
@@ -422,7 +426,9 @@ class Node:
             self._sync.wish(source, now)
         return member
 
-    def _dispatch(self, member: Member, message: Message, seen: list[bytes], now: float) -> None:
+    def _dispatch(
+        self, member: Member, message: Message, seen: list[tuple[int, bytes]], now: float
+    ) -> None:
         source = member.node
         match message.type:
             case MessageType.PING:
@@ -448,7 +454,8 @@ class Node:
                 entries = self._sync.answer_want(message)
                 self._outbox.send_entries(source, entries, sequence=message.sequence)
             case MessageType.FACTS:
-                self._send_all(self._sync.handle_facts(source, seen, now))
+                ids = [entry_id(kind, key) for kind, key in seen]
+                self._send_all(self._sync.handle_facts(source, ids, now))
 
     # Contact
 
@@ -511,11 +518,11 @@ class Node:
 
     def _merge_items(
         self, message: Message, source: NodeId, now: float, wall: float
-    ) -> list[bytes]:
-        """Take in facts, then claims.  Return the ids of the entries they are about."""
+    ) -> list[tuple[int, bytes]]:
+        """Take in facts, then claims.  Return what they are about."""
         # What a newcomer fetches, everybody else knows; what a settled member fetches is news.
         relay = message.type is not MessageType.FACTS or self._sync.settled
-        seen: list[bytes] = []
+        seen: list[tuple[int, bytes]] = []
         changed: list[Fact] = []
         # A claim about somebody whose record comes in the same datagram must find it known.
         for item in sorted(message.items, key=lambda item: item.kind == CLAIM_ITEM):
@@ -525,9 +532,9 @@ class Node:
             try:
                 if item.kind == CLAIM_ITEM:
                     subject = self._merge_claim_untrusted(item, source, now, relay=relay)
-                    seen.append(entry_id(CLAIM_ITEM, subject))
-                else:
-                    seen += self._merge_fact_untrusted(item, source, wall, changed)
+                    seen.append((CLAIM_ITEM, subject))
+                elif (fact := self._merge_fact_untrusted(item, source, wall, changed)) is not None:
+                    seen.append((fact.kind, fact.key))
             except BadPacket as exc:
                 self._bad_packet(source, exc.reason)
         self._take_facts(changed, now, broadcast=relay)
@@ -544,18 +551,18 @@ class Node:
 
     def _merge_fact_untrusted(
         self, item: Item, source: NodeId, wall: float, changed: list[Fact]
-    ) -> list[bytes]:
+    ) -> Fact | None:
         result = self._ledger.merge_untrusted(item.kind, item.blob, wall)
         fact = result.fact
         if fact is None:
-            return []  # of a later version, or one too many
+            return None  # of a later version, or one too many
         if result.outcome is Outcome.EQUIVOCATION:
             self._membership.events.append(EquivocationSeen(fact, source))
         if result.changed:
             self._counts["facts_learned"] += 1
             self._membership.events.append(FactLearned(fact, source))
             changed.append(fact)
-        return [entry_id(fact.kind, fact.key)]
+        return fact
 
     def _take_facts(self, facts: Sequence[Fact], now: float, *, broadcast: bool) -> None:
         """Act on what the ledger has learnt.  All at once: standings are worked out only once."""

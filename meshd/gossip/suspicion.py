@@ -16,6 +16,7 @@ Rule 4: fewer witnesses do not mean less doubt.  Where there are not as many mem
     timeout = max - (max - min) * log(confirmations + 1) / log(confirmations_expected + 1)
     min     = suspicion_mult * max(1, log10(members)) * (refutation_interval + round trip)
     max     = suspicion_max_timeout_mult * min
+    where the round trip is what all members together take, and at most probe_timeout
 
      accused                    min                                       max
         │────────────────────────┼─────────────────────────────────────────┤
@@ -26,11 +27,12 @@ Rule 4: fewer witnesses do not mean less doubt.  Where there are not as many mem
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from meshd.gossip.config import GossipConfig
+    from meshd.gossip.rtt import RoundTrip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class Suspicion:
     timeout_min: float
     timeout_max: float
     confirmations_expected: int
+    extensions: int = 0
+
+    def extended(self, now: float) -> Suspicion:
+        """Return the same terms, begun anew."""
+        return replace(self, started_at=now, extensions=self.extensions + 1)
 
     def deadline(self, accusers: int) -> float:
         """When to conclude death, given how many distinct members accuse."""
@@ -54,10 +61,11 @@ class Suspicion:
 
 
 def start_suspicion(
-    now: float, *, members: int, round_trip: float, config: GossipConfig
+    now: float, *, members: int, round_trip: RoundTrip, config: GossipConfig
 ) -> Suspicion:
-    """Begin a countdown in a mesh of so many live members whose messages take so long."""
-    refutation = config.refutation_interval + round_trip
+    """Begin a countdown in a mesh of so many live members whose round trips take so long."""
+    typical = round_trip.smoothed + 2.0 * round_trip.variation
+    refutation = config.refutation_interval + min(typical, config.probe_timeout)
     timeout_min = config.suspicion_mult * max(1.0, math.log10(max(members, 1))) * refutation
     return Suspicion(
         started_at=now,
