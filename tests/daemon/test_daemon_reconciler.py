@@ -1,0 +1,116 @@
+"""Looks at the device between two runs of its owner."""
+
+import errno
+
+import pytest
+import trio
+
+from meshd.daemon import reconciler as module
+from meshd.daemon.reconciler import Reconciler
+from meshd.errors import DeviceError
+from meshd.keys import WireGuardPrivateKey
+from meshd.net.link import LinkSpec, LinkStatus
+from meshd.plan.plan import DesiredState
+from meshd.wg.types import DeviceSpec
+from wg.fake_device import FakeDevice
+
+PRIVATE_KEY = WireGuardPrivateKey(bytes(range(32)))
+
+
+class Device(FakeDevice):
+    """One that may refuse, and that must not be used once it is closed."""
+
+    refusal = None
+    closed = False
+
+    def observe(self):
+        assert not self.closed
+        if self.refusal is not None:
+            raise self.refusal
+        return super().observe()
+
+    def close(self):
+        self.closed = True
+
+
+class Links:
+    """An interface that is as it should be, or is gone."""
+
+    def __init__(self):
+        self.index = 1
+
+    def observe(self, _interface):
+        if self.index is None:
+            return None
+        return LinkStatus(self.index, "wireguard", mtu=1420, up=True, ipv6_ready=True)
+
+
+@pytest.fixture
+def owner():
+    links = Links()
+    desired = DesiredState(
+        device=DeviceSpec(PRIVATE_KEY, listen_port=51820, fwmark=0, peers={}),
+        link=LinkSpec(frozenset(), frozenset(), mtu=1420),
+    )
+    reconciler = Reconciler(
+        "mesh0",
+        backend="userspace",
+        device=Device(),
+        links=links,
+        mux=None,
+        desired=lambda: desired,
+        observed=lambda _: None,
+        repaired=lambda _kind, _text: None,
+        link_replaced=lambda: None,
+    )
+    reconciler.links = links
+    return reconciler
+
+
+async def test_a_look_changes_nothing(owner):
+    status = owner.look()
+
+    assert status == owner.device.observe()
+    assert status.listen_port == 0
+    assert len(owner.device.history) == 1
+    assert owner.statistics.runs == 0
+
+
+async def test_a_look_that_fails_is_the_last_until_the_device_works_again(owner, autojump_clock):
+    owner.device.refusal = DeviceError("read", errno.ETIMEDOUT)
+    assert owner.look() is None
+    assert owner.statistics.errors == 1
+    assert owner.look() is None
+    assert owner.statistics.errors == 1  # the second one has not asked the device
+
+    owner.device.refusal = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(owner.run)
+        await trio.sleep(1.0)
+        nursery.cancel_scope.cancel()
+
+    assert owner.look().listen_port == 51820
+
+
+async def test_nobody_gets_a_look_while_the_interface_is_made_anew(owner, monkeypatch):
+    await owner.reconcile()
+    owner.links.index = None
+    looks = []
+
+    def open_device(*_arguments, **_options):
+        looks.append(trio.from_thread.run_sync(owner.look))
+        owner.links.index = 2
+        return Device()
+
+    monkeypatch.setattr(module, "open_device", open_device)
+    owner.resync()
+    await owner.reconcile()
+
+    assert looks == [None]
+    assert owner.look() is not None
+
+
+async def test_nobody_gets_a_look_at_an_interface_that_is_to_go(owner):
+    owner.stop()
+
+    assert owner.look() is None
