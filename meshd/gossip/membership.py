@@ -172,7 +172,8 @@ class Membership:
             belief = member.belief
             if member.claims < belief.incarnation or belief.own.state is MemberState.LEFT:
                 items.append(Item(CLAIM_ITEM, belief.own.blob))
-            stapled = belief.accusations[: self._config.staples]
+            # One that is dead already hears of it in any case: that is how partitions merge.
+            stapled = belief.accusations[: max(self._config.staples, int(member.dead))]
             items += [Item(CLAIM_ITEM, claim.blob) for claim in stapled]
         return items
 
