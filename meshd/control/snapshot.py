@@ -49,6 +49,7 @@ class SelfSnapshot:
     ready: bool  # the interface is up and the mesh is known
     uptime: float
     version: str
+    health_score: int = 0  # 0 is healthy: see `meshd.gossip.health`
     startup: Mapping[str, float] = field(default_factory=dict)  # phase -> seconds it took
     bad_packets: Mapping[str, int] = field(default_factory=dict)  # reason -> how many were dropped
 

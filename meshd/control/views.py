@@ -132,6 +132,7 @@ def _self(me: SelfSnapshot) -> Document:
         "ready": me.ready,
         "uptime_s": round(me.uptime, 3),
         "version": me.version,
+        "health_score": me.health_score,
         "startup": {phase: round(seconds, 4) for phase, seconds in me.startup.items()},
         "counters": {"bad_packets": dict(me.bad_packets)},
     }

@@ -60,6 +60,7 @@ def mesh_snapshot(
         ready=ready,
         uptime=uptime,
         version=engine.config.version,
+        health_score=engine.gossip.health_score,
         startup=startup,
         bad_packets=bad_packets,
     )
@@ -132,6 +133,14 @@ def engine_findings(engine: Engine) -> Iterator[HealthFinding]:
             "no-answer",
             f"no answer from {', '.join(entry.seeds)}: it is down, or UDP is blocked on the way, "
             "or the secret or token is another mesh's; trying on",
+        )
+    score, score_max = engine.gossip.health_score, engine.config.gossip.health_score_max
+    if 2 * score > score_max:
+        yield HealthFinding(
+            "warning",
+            "local-health",
+            f"this node misses answers that others get (health score {score} of {score_max}): it is "
+            "short of CPU or badly connected; it probes less often and waits longer meanwhile",
         )
     if entry.clock_is_off:
         assert entry.clock_skew is not None

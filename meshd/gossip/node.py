@@ -325,6 +325,11 @@ class Node:
         return sorted((member.view for member in self._membership), key=lambda view: view.node)
 
     @property
+    def health_score(self) -> int:
+        """How much in trouble we seem to be ourselves: 0 is healthy."""
+        return self._health.score
+
+    @property
     def accompanied(self) -> bool:
         """Whether anybody is there to talk to: alive, or at most suspected."""
         return not self._membership.lonely

@@ -39,6 +39,7 @@ def test_the_status_document_is_what_the_contract_says() -> None:
         "uptime_s": 12.5,
         "version": "0.1.0",
         "startup": {"import": 0.21, "bootstrap": 0.05},
+        "health_score": 0,
         "counters": {"bad_packets": {"handshake does not open": 3}},
     }
     assert [shown["name"] for shown in document["members"]] == ["b", "c"]
