@@ -139,8 +139,8 @@ def engine_findings(engine: Engine) -> Iterator[HealthFinding]:
         yield HealthFinding(
             "warning",
             "local-health",
-            f"this node misses answers that others get (health score {score} of {score_max}): it is "
-            "short of CPU or badly connected; it probes less often and waits longer meanwhile",
+            f"this node misses answers that others get (health score {score} of {score_max}): it "
+            "is short of CPU or badly connected; it probes less often and waits longer meanwhile",
         )
     if entry.clock_is_off:
         assert entry.clock_skew is not None
