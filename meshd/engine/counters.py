@@ -14,7 +14,8 @@ Rule 1: one look serves all who wait for one, and so does the reconciler's own. 
 
 Rule 2: a counter that is lower than before was reset with its peer, and tells nothing.
 
-Rule 3: a look that fails ends all waiting.  The core goes by what it has.
+Rule 3: a look that fails ends all waiting.  The core goes by what it has, and so it does where
+        there are so many peers that a look would take the time that others wait for our acks.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 LOOK_INTERVAL_MIN = 0.05
 LOOK_INTERVAL_PER_PEER = 40e-6  # a peer takes 10 µs to read: a quarter of the time at the most
+PEERS_MAX = 4_000  # 40 ms
 
 
 @dataclass(slots=True)
@@ -48,10 +50,12 @@ class CounterWatch:
         self._span = span
         self._wishes: dict[NodeId, _Wish] = {}
         self._earliest = now  # when the device may be looked at again
+        self._peers = 0
 
     def want(self, node: NodeId, now: float) -> None:
         """Begin to watch a member's counter; from now on, even if it is watched already."""
-        self._wishes[node] = _Wish(now)
+        if self._peers <= PEERS_MAX:
+            self._wishes[node] = _Wish(now)
 
     @property
     def at(self) -> float:
@@ -81,6 +85,7 @@ class CounterWatch:
 
     def looked(self, peers: int, now: float) -> None:
         """Note that a device with so many peers was read: not again too soon."""
+        self._peers = peers
         self._earliest = now + max(LOOK_INTERVAL_MIN, LOOK_INTERVAL_PER_PEER * peers)
 
     def give_up(self) -> None:

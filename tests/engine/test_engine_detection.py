@@ -4,7 +4,12 @@ import pytest
 
 from engine.engine_wireguard import Packet
 from engine.engine_world import World, whole
-from meshd.engine.counters import LOOK_INTERVAL_MIN, LOOK_INTERVAL_PER_PEER, CounterWatch
+from meshd.engine.counters import (
+    LOOK_INTERVAL_MIN,
+    LOOK_INTERVAL_PER_PEER,
+    PEERS_MAX,
+    CounterWatch,
+)
 from meshd.gossip.claim import MemberState
 from meshd.gossip.config import GossipConfig
 
@@ -196,7 +201,18 @@ def test_a_look_that_fails_ends_the_waiting():
     assert watch.at == float("inf")
 
 
-@pytest.mark.parametrize("peers", [10, 1_000, 10_000])
+def test_nobody_looks_at_a_device_that_takes_too_long_to_read():
+    watch = CounterWatch(span=SPAN, now=0.0)
+    watch.looked(PEERS_MAX + 1, 1.0)
+    watch.want("a", 1.0)
+    assert watch.at == float("inf")
+
+    watch.looked(PEERS_MAX, 2.0)
+    watch.want("a", 2.0)
+    assert watch.at < 3.0
+
+
+@pytest.mark.parametrize("peers", [10, 1_000, PEERS_MAX])
 def test_many_late_probes_at_once_are_few_looks(peers):
     members = {f"m{number}": number for number in range(peers)}
     watch, device = CounterWatch(span=SPAN, now=0.0), Device(**members)
