@@ -313,6 +313,12 @@ class Membership:
         self._show(member, before, cause)
         self._contact_in(member, self._config.dead_retry_min, now)
 
+    def postpone(self, node: NodeId, late: float) -> None:
+        """Have a countdown begin later, for the time in which we did not run."""
+        member = self._members.get(node)
+        if member is not None and member.suspicion is not None:
+            member.suspicion = member.suspicion.postponed(late)
+
     def leave(self) -> None:
         """Say that we leave.  It is final for this incarnation."""
         self.own = self._claim_self(self.own.incarnation, MemberState.LEFT)
@@ -384,7 +390,7 @@ class Membership:
             )
             self._suspected[member.node] = None
         deadline = member.suspicion.deadline(len(member.belief.accusations))
-        self._timers.set(TimerKind.SUSPICION, deadline, member.node)
+        self._timers.set(TimerKind.SUSPICION, max(deadline, now), member.node)
 
     def _retract(self, member: Member, accuser: NodeId) -> None:
         """Take back what a node that is a member no more has said about another."""

@@ -405,6 +405,9 @@ class Node:
         """Give others the time in which we did not run."""
         earliest = now + self._config.probe_timeout_min
         self._timers.postpone(_JUDGING, late, earliest=earliest)
+        for node in self._timers.about(TimerKind.SUSPICION):
+            assert isinstance(node, NodeId)
+            self._membership.postpone(node, late)
         self._pinger.stumbled(now)
         if late > self._config.probe_timeout_min:
             self._health.worse()

@@ -13,9 +13,9 @@ Rule 3: an observer probes the suspect when it hears of the accusation, and then
         `watch_interval`, or as often as its round trips allow, until it is alive or dead.  Each of
         these carries the accusation, so that a suspect that lives learns of it through any loss.
 
-Rule 4: everybody else looks when a suspicion lives for longer than a confirmed one would
-        (`timeout_min`), and then as often: it may have missed the refutation.  So nobody concludes
-        a death on few accusations without having asked the dead.
+Rule 4: everybody else looks when a suspicion has lived for as long as a confirmed one would
+        (`timeout_min`), and again each such span: it may have missed the refutation.  So nobody
+        concludes a death on few accusations without having asked the dead.
 
 Rule 5: what an observer finds is only its own word: it signs an accusation of its own, or spreads
         the refutation that it was given.  To be a member's observer is no power: anybody may accuse

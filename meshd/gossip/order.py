@@ -39,7 +39,7 @@ class ProbeOrder:
 
     def include(self, node: NodeId) -> None:
         """Take a member into the round that is under way."""
-        if self._round:
+        if self._round and node not in self._round:
             self._round.insert(self._rng.randrange(len(self._round) + 1), node)
 
     def next(self) -> NodeId | None:

@@ -49,6 +49,10 @@ class Suspicion:
         """Return the same terms, begun anew."""
         return replace(self, started_at=now, extensions=self.extensions + 1)
 
+    def postponed(self, late: float) -> Suspicion:
+        """Return the same terms, begun later."""
+        return replace(self, started_at=self.started_at + late)
+
     def deadline(self, accusers: int) -> float:
         """When to conclude death, given how many distinct members accuse."""
         if self.confirmations_expected == 0:

@@ -78,6 +78,10 @@ class Timers:
         for (kind, about), at in moved:
             self.set(kind, max(at + by, earliest), about)
 
+    def about(self, kind: TimerKind) -> list[bytes | int | None]:
+        """Return what the deadlines of a kind are about."""
+        return [about for set_kind, about in self._set if set_kind is kind]
+
     def at(self, kind: TimerKind, about: bytes | int | None = None) -> float | None:
         """Return when a deadline falls due, or None if it is not set."""
         deadline = self._set.get((kind, about))
