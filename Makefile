@@ -28,7 +28,8 @@ check: setup ## formatting, lint and types
 soak: setup ## search SEEDS=1000 simulated histories for one that breaks the mesh
 	$(PYTHON) tests/sim/soak.py --seeds $(SEEDS)
 
-bench: setup ## run the measurements
+bench: ## run the measurements, an hour of them, and draw docs/*.png
+	@contrib/setup --bench
 	for file in bench/bench_*.py; do $(PYTHON) "$$file" || exit 1; done
 
 lab: setup ## bring up five machines, one behind NAT, with meshd on them
