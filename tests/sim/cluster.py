@@ -1,15 +1,19 @@
 """A mesh of real nodes on a simulated network: all that happens is a function of one seed.
 
-    host ── Node (the real one)     datagrams ──▶ Network: loss, delay, copies, cut links
-         ── Ledger (the real one)   path layer ─▶ introductions: both sides learn the other's record
-         ── disk                    bootstrap ──▶ join: newcomer and seed learn each other's record
+    Host ── Node (the real one)     datagrams ──▶ Network: loss, delay, copies, cut links
+         ── Ledger (the real one)   streams ────▶ Stream: connection, frame there, frame back
+         ── Socket                  PathLayer ──▶ introductions, bootstrap
 
 Time is virtual and advances from one thing that happens to the next.  Whatever is random comes from
 generators made from the seed.  `trace` holds every event of every node, and `trace_hash` names the
-whole history in a few bytes.
+whole history, with every byte that was sent, in a few bytes.
 
 WireGuard is simulated as far as gossip can tell: a datagram reaches only a node that is running and
-has its sender among its members, and its source cannot be forged.
+has its sender among its members, its source cannot be forged, and the kernel counts what came from
+each peer.
+
+A host is driven as the daemon drives its engine: one input, then all outputs; a late timer goes
+before what has arrived meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
-from dataclasses import dataclass, field
+import math
 from functools import partial
 from random import Random
 
@@ -25,6 +29,7 @@ from meshd.gossip.claim import MemberState
 from meshd.gossip.config import GossipConfig
 from meshd.gossip.events import (
     BadPacketReceived,
+    EvidenceWanted,
     IncarnationRaised,
     LeaveAnnounced,
     MemberJoined,
@@ -36,66 +41,14 @@ from meshd.trust.credential import founding_credential, issue
 from meshd.trust.fact import FactKind
 from meshd.trust.ledger import Ledger
 from meshd.trust.record import Record, sign_record
+from sim.host import Host
+from sim.network import IP_UDP_BYTES, Network
+from sim.paths import PathLayer
+from sim.streams import Stream
 
 WALL_START = 1_700_000_000
-IP_UDP_BYTES = 48
-
-
-@dataclass
-class Network:
-    """What may happen to a datagram between two hosts."""
-
-    rng: Random
-    delay_min: float = 0.001
-    delay_max: float = 0.001
-    loss: float = 0.0
-    duplication: float = 0.0
-    cut: set[tuple[str, str]] = field(default_factory=set)  # (source, target): one way only
-    island: frozenset[str] = frozenset()  # hosts that reach each other and nobody else
-
-    def passes(self, source, target):
-        """Whether anything gets from source to target at all."""
-        if (source, target) in self.cut:
-            return False
-        return (source in self.island) == (target in self.island)
-
-    def deliveries(self, source, target):
-        """After how many seconds each copy of a datagram arrives."""
-        if not self.passes(source, target) or self.rng.random() < self.loss:
-            return []
-        copies = 2 if self.duplication and self.rng.random() < self.duplication else 1
-        return [self.delay() for _ in range(copies)]
-
-    def delay(self):
-        return self.delay_min + self.rng.random() * (self.delay_max - self.delay_min)
-
-    def heal(self):
-        self.loss = self.duplication = 0.0
-        self.delay_min = self.delay_max = 0.001
-        self.cut.clear()
-        self.island = frozenset()
-
-
-@dataclass
-class Host:
-    """A machine: what survives a crash, and what does not."""
-
-    name: str
-    key: NodeKey
-    record: bytes
-    # On disk
-    ledger: Ledger
-    incarnation: int = 0
-    # In memory
-    node: Node | None = None
-    run: int = 0  # which start this is
-    introduced: set[str] = field(default_factory=set)
-    left: bool = False
-    wake_at: float = float("inf")
-
-    @property
-    def running(self):
-        return self.node is not None
+EVIDENCE_DELAY = 0.1  # between two looks at WireGuard's receive counter
+_ICMP_BYTES = 40 + 8 + 100  # with the head of the datagram that it is about
 
 
 class Cluster:
@@ -103,22 +56,26 @@ class Cluster:
 
     def __init__(self, size, *, seed, config=None, start=True, mesh_started=False, probed=True):
         self.seed = seed
-        self.probed = probed  # whether there is a path layer that brings members together
         self.now = 0.0
         self.config = config or GossipConfig()
-        self.rng = Random(f"cluster {seed}")
         self.network = Network(Random(f"network {seed}"))
+        self.paths = PathLayer(self, probed=probed)
         self.trace = []
+        self.watchers = []  # called with (host, event) for every event
+        self.on_change = []  # called when hosts begin or cease to run
         self.datagrams = self.bytes = 0
+        self.outputs_max = 0  # datagrams in answer to one input
         self.incarnations = {}  # the highest that each node has ever had
+        self.ever_left = {}  # names of those who have ever said that they leave
+        self.malicious = {}  # names of those who may send anything
+        self.hosts = {}
+        self.names = {}
         self._hash = hashlib.blake2b(digest_size=16)
         self._queue = []
         self._counter = itertools.count()
         self._mesh = MeshKey(hashlib.sha256(f"mesh {seed}".encode()).digest())
-        self.hosts = {}
         for number in range(size):
             self.add_host(f"n{number}")
-        self.names = {host.key.id: name for name, host in self.hosts.items()}
         if mesh_started:
             # Every ledger has every record from the start, as after a power cut.
             for host, other in itertools.product(self.hosts.values(), repeat=2):
@@ -129,6 +86,14 @@ class Cluster:
                 if name != "n0" and not mesh_started:
                     self.join(name, "n0")
 
+    @property
+    def mesh(self):
+        return self._mesh.id
+
+    @property
+    def mesh_key(self):
+        return self._mesh
+
     def add_host(self, name):
         key = NodeKey(hashlib.sha256(f"node {name} {self.seed}".encode()).digest())
         credential = founding_credential(key.id, name, self._mesh.id, WALL_START)
@@ -137,7 +102,7 @@ class Cluster:
         record = Record(key.id, 1, wireguard_key, version="0.1.0", chain=chain)
         blob = sign_record(record, key, self._mesh.id)
         self.hosts[name] = Host(name, key, blob, Ledger(self._mesh.id))
-        self.names = {host.key.id: name for name, host in self.hosts.items()}
+        self.names[key.id] = name
 
     # What operators and accidents do
 
@@ -151,42 +116,62 @@ class Cluster:
         host.ledger.merge_untrusted(FactKind.RECORD, host.record, WALL_START)
         host.incarnation = host.incarnation + 1 if incarnation is None else incarnation
         host.run += 1
-        host.left = False
-        host.introduced = set()
-        host.node = Node(
+        host.up = True
+        host.left = host.stalled = False
+        host.busy_until = 0.0
+        host.introduced = {}
+        host.node = self.make_node(host)
+        self._note_incarnation(host)
+        self._changed()
+        self._drain(host)
+
+    def make_node(self, host):
+        return Node(
             host.key,
             self._mesh.id,
             host.ledger,
             config=self.config,
-            rng=Random(f"node {name} {host.run} {self.seed}"),
+            rng=Random(f"node {host.name} {host.run} {self.seed}"),
             now=self.now,
             incarnation=host.incarnation,
         )
-        self._note_incarnation(host)
-        self._drain(host)
 
-    def crash(self, name):
-        """Cut the power."""
+    def crash(self, name, *, host_up=False):
+        """Cut the power; or kill the daemon alone, so that its host says that it is gone."""
         host = self.hosts[name]
         host.node = None
-        host.wake_at = float("inf")
-        for other in self.hosts.values():
-            if name in other.introduced:
-                # The path layer notices sooner or later, and probes from then on.
-                other.introduced.discard(name)
-                retry = partial(self._introduce, other.name, other.run, name, 10.0)
-                self._at(self.now + 10.0, retry)
+        host.up = host_up
+        host.stalled = False
+        host.socket.clear()
+        host.wake_at = math.inf
+        self.paths.crashed(name)
+        self._changed()
+
+    def stall(self, name, seconds):
+        """Stop a host's daemon, as SIGSTOP does, and let it continue later."""
+        host = self.hosts[name]
+        host.stalled = True
+        self._changed()
+        self.at(seconds, self._continue, host, host.run)
+
+    def slow(self, name, work):
+        """Have every input take a host so many seconds."""
+        self.hosts[name].work = work
+
+    def jump_clock(self, name, seconds):
+        """Set a host's wall clock forward or back.  The monotonic one goes on as it was."""
+        self.hosts[name].wall_offset += seconds
 
     def join(self, name, seed, *, delay=0.0):
-        """Have a host ask a seed to be let in, again and again until it is."""
-        self._at(self.now + delay, partial(self._join, name, self.hosts[name].run, seed, 0.25))
+        self.paths.join(name, seed, delay=delay)
 
     def leave(self, name):
         """Have a host leave gracefully; its daemon ends when that is announced."""
         host = self.hosts[name]
         host.left = True
-        host.node.leave(self.now)
-        self._drain(host)
+        self.ever_left[name] = None
+        self._changed()
+        self.tell(host, lambda node, now: node.leave(now))
 
     def ping(self, name, target):
         host = self.hosts[name]
@@ -202,21 +187,29 @@ class Cluster:
             known.node, sequence, known.wireguard_key, version="0.2.0", chain=known.chain
         )
         host.record = sign_record(record, host.key, self._mesh.id)
-        merge = host.ledger.merge_untrusted(FactKind.RECORD, host.record, WALL_START)
-        host.node.fact_added(merge.fact, self.now)
-        self._drain(host)
+        self.learn(host, host.record)
 
-    def at(self, delay, action, *args):
-        """Do something later."""
-        self._at(self.now + delay, partial(action, *args))
+    def traffic(self, source, target):
+        """Send a packet that is none of gossip's business through the tunnel."""
+        for delay in self.network.deliveries(source, target, udp=False):
+            self.at(delay, self._count, self.hosts[source], self.hosts[target])
+
+    def inject(self, source, target, datagram):
+        """Have a host send bytes that its node has not made."""
+        self._send(self.hosts[source], self.hosts[target], datagram)
 
     # Running
 
+    def at(self, delay, action, *args):
+        """Do something later."""
+        heapq.heappush(self._queue, (self.now + delay, next(self._counter), action, args))
+
     def run_for(self, seconds):
         end = self.now + seconds
-        while self._queue and self._queue[0][0] <= end:
-            self.now, _, action = heapq.heappop(self._queue)
-            action()
+        queue = self._queue
+        while queue and queue[0][0] <= end:
+            self.now, _, action, args = heapq.heappop(queue)
+            action(*args)
         self.now = end
 
     def run_until(self, condition, *, within, step=0.05):
@@ -226,6 +219,10 @@ class Cluster:
             assert self.now - begin < within, self.explain(f"not within {within} s")
             self.run_for(step)
         return self.now - begin
+
+    def wall(self, host):
+        """What a host's wall clock shows."""
+        return WALL_START + self.now + host.wall_offset
 
     # Looking
 
@@ -242,7 +239,8 @@ class Cluster:
         return {self.names[view.node]: view.state for view in node.members()}
 
     def state(self, name, of):
-        return self.view(name).get(of)
+        view = self.hosts[name].node.member(self.hosts[of].key.id)
+        return None if view is None else view.state
 
     def all_see(self, name, state):
         """Whether every other running host shows one in a state."""
@@ -251,18 +249,21 @@ class Cluster:
         )
 
     def converged(self):
-        """Whether all running hosts show the truth, and hold the same."""
-        running = self.running()
+        """Whether all running hosts show the truth, and hold the same: of those who do not lie."""
+        running = [host for host in self.running() if host.name not in self.malicious]
+        # Cheap, and most often the answer.
+        if len({host.node._index.buckets() for host in running}) > 1:
+            return False
         alive = {host.name for host in running}
         for host in running:
-            view = self.view(host.name)
+            view = {n: s for n, s in self.view(host.name).items() if n not in self.malicious}
             if {name for name, state in view.items() if state is MemberState.ALIVE} != (
                 alive - {host.name}
             ):
                 return False
             if any(state is MemberState.SUSPECT for state in view.values()):
                 return False
-        return len({host.node._index.buckets() for host in running}) <= 1
+        return True
 
     def changes(self, state=None, *, of=None, by=None):
         """The state changes so far: (time, who, event)."""
@@ -282,111 +283,165 @@ class Cluster:
         views = "\n".join(
             f"  {host.name}: "
             + " ".join(f"{n}={s.name.lower()}" for n, s in self.view(host.name).items())
-            for host in self.running()
+            for host in self.running()[:20]
         )
         return f"{what} (seed {self.seed}, at {self.now:.2f} s)\n{views}"
 
-    # Inside
+    # A host takes something in
 
-    def _at(self, at, action):
-        heapq.heappush(self._queue, (at, next(self._counter), action))
-
-    def _wall(self):
-        return WALL_START + self.now
-
-    def _wake(self, name, run):
-        host = self.hosts[name]
-        if host.running and host.run == run and self.now >= host.wake_at:
-            host.wake_at = float("inf")
-            host.node.handle_timer(self.now)
+    def take(self, host, size, give):
+        """Have a host take in so many bytes, as soon as it can."""
+        if host.idle and not host.work:
+            give()
             self._drain(host)
+        else:
+            host.socket.put(size, give)
+            self._serve(host, host.run)
 
-    def _arrive(self, source, target, datagram):
-        host = self.hosts[target]
+    def tell(self, host, give):
+        """Have a host's own other parts tell its node something: called with (node, now)."""
         if host.running:
-            host.node.receive_datagram(datagram, self.hosts[source].key.id, self.now, self._wall())
+            self.take(host, 0, lambda: give(host.node, self.now))
+
+    def learn(self, host, record):
+        """Have a host take in a record that comes from outside gossip."""
+
+        def give(node, now):
+            merge = host.ledger.merge_untrusted(FactKind.RECORD, record, self.wall(host))
+            if merge.changed:
+                node.fact_added(merge.fact, now)
+
+        self.tell(host, give)
+
+    def receive(self, host, source, datagram):
+        """Give a host's node a datagram."""
+        host.node.receive_datagram(datagram, source.key.id, self.now, self.wall(host))
+
+    def _serve(self, host, run):
+        """Do what a host has to do, as far as it can."""
+        while host.running and host.run == run and not host.stalled:
+            if host.busy_until > self.now:
+                return  # it comes back when it is free
+            host.busy_until = 0.0
+            # As the driver does: a deadline that has passed goes before what is in the socket.
+            if host.node.get_timer().at <= self.now:
+                host.node.handle_timer(self.now)
+            elif host.socket:
+                host.socket.take()()
+            else:
+                return
+            if host.work:
+                host.busy_until = self.now + host.work
+                self.at(host.work, self._free, host, run)
             self._drain(host)
+
+    def _free(self, host, run):
+        self._serve(host, run)
+        self._arm(host)
+
+    def _wake(self, host, run):
+        if host.running and host.run == run and self.now >= host.wake_at:
+            host.wake_at = math.inf
+            self._free(host, run)
+
+    def _continue(self, host, run):
+        if host.running and host.run == run and host.stalled:
+            host.stalled = False
+            self._changed()
+            self._free(host, run)
+
+    # What a host gives out
 
     def _drain(self, host):
-        for datagram, target in host.node.datagrams_to_send():
-            name = self.names[target]
-            self.datagrams += 1
-            self.bytes += len(datagram) + IP_UDP_BYTES
-            for delay in self.network.deliveries(host.name, name):
-                self._at(self.now + delay, partial(self._arrive, host.name, name, datagram))
+        if not host.running:
+            return
+        outputs = host.node.datagrams_to_send()
+        self.outputs_max = max(self.outputs_max, len(outputs))
+        for datagram, target in outputs:
+            self._send(host, self.hosts[self.names[target]], datagram)
+        for probe in host.node.streams_to_open():
+            Stream(self, host, probe)
         while (event := host.node.next_event()) is not None:
             self._note(host, event)
             if not host.running:
                 return
-        timer = host.node.get_timer()
-        if timer.at < host.wake_at:
-            host.wake_at = max(timer.at, self.now)
-            self._at(host.wake_at, partial(self._wake, host.name, host.run))
+        self._arm(host)
+
+    def _arm(self, host):
+        """See that a host is woken for its next timer.  One that cannot act now comes by itself."""
+        if not host.running or host.stalled or host.busy_until > self.now:
+            return
+        at = host.node.get_timer().at
+        if at < host.wake_at:
+            host.wake_at = max(at, self.now)
+            heapq.heappush(
+                self._queue, (host.wake_at, next(self._counter), self._wake, (host, host.run))
+            )
+
+    def _send(self, host, target, datagram):
+        size = len(datagram) + IP_UDP_BYTES
+        self.datagrams += 1
+        self.bytes += size
+        host.sent.add(size)
+        self._hash.update(datagram)
+        for delay in self.network.deliveries(host.name, target.name):
+            self.at(delay, self._arrive, host, target, datagram)
+
+    def _arrive(self, source, target, datagram):
+        if target.up:
+            target.tunnelled[source.name] += 1
+        if target.running:
+            if target.idle and not target.work:
+                self.receive(target, source, datagram)
+                self._drain(target)
+            else:
+                give = partial(self.receive, target, source, datagram)
+                self.take(target, len(datagram), give)
+        elif target.up:
+            target.sent.add(_ICMP_BYTES)
+            for delay in self.network.deliveries(target.name, source.name, udp=False):
+                self.at(delay, self._refused, source, target)
+
+    def _refused(self, host, target):
+        """ICMP: the port is unreachable."""
+        self._count(target, host)
+        self.tell(host, lambda node, now: node.unreachable(target.key.id, now))
+
+    def _count(self, source, target):
+        if target.up:
+            target.tunnelled[source.name] += 1
+
+    def _look_again(self, host, run, peer, packets):
+        """Compare WireGuard's receive counter with what it was."""
+        if host.run == run and host.tunnelled[peer.name] > packets:
+            self.tell(host, lambda node, now: node.carried(peer.key.id, now))
 
     def _note(self, host, event):
         self.trace.append((self.now, host.name, event))
         self._hash.update(f"{self.now:.9f} {host.name} {event!r}\n".encode())
         match event:
-            case MemberJoined(node) if self.probed:
-                name = self.names[node]
-                self._at(self.now, partial(self._introduce, host.name, host.run, name, 0.1))
+            case MemberJoined(node):
+                self.paths.member_joined(host, self.names[node])
             case IncarnationRaised(incarnation):
                 host.incarnation = incarnation
                 self._note_incarnation(host)
+            case EvidenceWanted(node):
+                peer = self.hosts[self.names[node]]
+                packets = host.tunnelled[peer.name]
+                self.at(EVIDENCE_DELAY, self._look_again, host, host.run, peer, packets)
             case LeaveAnnounced():
                 self.crash(host.name)
-            case BadPacketReceived(_, reason):
-                assert reason == "not a member", self.explain(f"{host.name}: {reason}")
+            case BadPacketReceived(source, reason):
+                assert reason == "not a member" or self.names[source] in self.malicious, (
+                    self.explain(f"{host.name}: {reason}")
+                )
+        for watch in self.watchers:
+            watch(host, event)
 
     def _note_incarnation(self, host):
         highest = max(self.incarnations.get(host.name, 0), host.incarnation)
         self.incarnations[host.name] = highest
 
-    def _join(self, name, run, seed, pause):
-        """Bootstrap: one round trip, in which each learns the other's record."""
-        host, other = self.hosts[name], self.hosts[seed]
-        if not host.running or host.run != run:
-            return
-        answered = self.network.deliveries(name, seed) and self.network.deliveries(seed, name)
-        if not (answered and other.running):
-            self._at(self.now + pause, partial(self._join, name, run, seed, min(pause * 2, 8.0)))
-            return
-        self._at(self.now + self.network.delay(), partial(self._learn, seed, name))
-        self._at(self.now + 2 * self.network.delay(), partial(self._learn, name, seed))
-
-    def _introduce(self, name, run, other_name, pause):
-        """Path layer: a probe with our record, and a pong once we are in the other's kernel."""
-        host, other = self.hosts[name], self.hosts[other_name]
-        if not host.running or host.run != run or other_name in host.introduced:
-            return
-        if host.ledger.admitted(other.key.id):
-            answered = self.network.deliveries(name, other_name) and self.network.deliveries(
-                other_name, name
-            )
-            if answered and other.running:
-                host.introduced.add(other_name)
-                there = self.now + self.network.delay()
-                self._at(there, partial(self._learn, other_name, name))
-                back = there + self.network.delay()
-                self._at(back, partial(self._ready, name, other_name))
-                self._at(back, partial(self._ready, other_name, name))
-                return
-        again = partial(self._introduce, name, run, other_name, min(pause * 2, 10.0))
-        self._at(self.now + pause, again)
-
-    def _learn(self, name, other_name):
-        """Take in another host's record, outside gossip."""
-        host = self.hosts[name]
-        if not host.running:
-            return
-        blob = self.hosts[other_name].record
-        merge = host.ledger.merge_untrusted(FactKind.RECORD, blob, self._wall())
-        if merge.changed:
-            host.node.fact_added(merge.fact, self.now)
-            self._drain(host)
-
-    def _ready(self, name, other_name):
-        host = self.hosts[name]
-        if host.running:
-            host.node.contact(self.hosts[other_name].key.id, self.now)
-            self._drain(host)
+    def _changed(self):
+        for tell in self.on_change:
+            tell()

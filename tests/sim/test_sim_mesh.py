@@ -4,10 +4,12 @@ import statistics
 
 import pytest
 
+from meshd.gossip.cause import CauseKind
 from meshd.gossip.claim import MemberState
+from meshd.gossip.config import GossipConfig
 from meshd.gossip.events import PathFault, PingAnswered
 from sim.cluster import Cluster
-from sim.scenarios import arrive, assert_safe
+from sim.scenarios import arrive, run_partition
 
 ALIVE, SUSPECT, DEAD, LEFT = MemberState
 SEEDS = range(5)
@@ -161,13 +163,19 @@ def test_a_crash_is_known_to_all_within_seconds(size, within):
     print(f"{size} members: median {statistics.median(times):.1f} s, most {max(times):.1f} s")
 
 
-def test_why_a_member_is_suspected_is_said_in_words():
+def test_why_a_member_is_suspected_and_dead_is_told():
     cluster = mesh(5, seed=1)
     cluster.crash("n1")
-    cluster.run_for(12)
-    reasons = {event.after: event.reason for _, _, event in cluster.changes(of="n1", by="n0")}
-    assert "suspected by" in reasons[SUSPECT] or "no ack in 500 ms" in reasons[SUSPECT]
-    assert "not refuted in" in reasons[DEAD]
+    cluster.run_until(lambda: cluster.all_see("n1", DEAD), within=12)
+    others = {host.key.id for host in cluster.running()}
+    for name in ("n0", "n2", "n3", "n4"):
+        causes = {event.after: event.cause for _, _, event in cluster.changes(of="n1", by=name)}
+        assert causes[SUSPECT].kind is CauseKind.SUSPECTED
+        assert causes[SUSPECT].testimony.waited > 0
+        assert set(causes[SUSPECT].accusers) <= others
+        assert causes[DEAD].kind is CauseKind.UNREFUTED
+        assert set(causes[DEAD].accusers) <= others
+        assert 0 < causes[DEAD].silent_for < 12
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -219,20 +227,21 @@ def test_two_members_cut_off_from_each_other_meet_again_within_one_retry():
     cluster.run_until(cluster.converged, within=12.5)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_halves_of_a_mesh_merge_by_themselves_after_an_hour(seed):
-    cluster = mesh(10, seed)
-    half = frozenset(f"n{number}" for number in range(5))
-    cluster.network.island = half
-    cluster.run_for(3600)  # retries are a minute apart by then
-    for name in cluster.hosts:
-        dead = {n for n, state in cluster.view(name).items() if state is DEAD}
-        assert dead == set(cluster.hosts) - half if name in half else dead == half
+def test_halves_of_a_mesh_merge_by_themselves_after_an_hour():
+    run_partition(1, size=10)
 
-    cluster.network.heal()
 
-    cluster.run_until(cluster.converged, within=45.0, step=0.5)
-    assert_safe(cluster)
+def test_halves_of_fifty_merge_after_an_hour_in_which_they_hardly_tried():
+    # Few pings make the hour short for us, and for them it is the harder case.  The soak tears a
+    # hundred apart, with nothing changed.
+    config = GossipConfig(
+        probe_interval=20.0,
+        digest_interval=200.0,
+        retry_spacing=1.0,
+        retry_fast_lifetime=60.0,
+        retry_slow=600.0,
+    )
+    run_partition(1, size=50, config=config)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
