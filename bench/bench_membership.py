@@ -28,6 +28,7 @@ from membership import memory, namespace, scenarios, serf
 from membership.results import Results
 
 SIZES = (5, 25, 100)
+QUICK_SIZES = (5, 25)
 SIZE_MIN = 3
 TRIALS = 7
 COLD_TRIALS = 10  # with as many members as there may be
@@ -49,7 +50,7 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     every = (*scenarios.PARTS, *scenarios.LONG)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=_numbers, default=SIZES, metavar="N,N")
+    parser.add_argument("--sizes", type=_numbers, metavar="N,N")
     parser.add_argument("--trials", type=int, metavar="N", help=f"of each (default {TRIALS})")
     parser.add_argument(
         "--only", type=_choice(every), default=every, metavar="WHAT,WHAT", help=", ".join(every)
@@ -65,6 +66,8 @@ def _parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.trials is None:
         arguments.trials = 1 if arguments.quick else TRIALS
+    if arguments.sizes is None:
+        arguments.sizes = QUICK_SIZES if arguments.quick else SIZES
     return arguments
 
 

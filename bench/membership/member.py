@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from meshd.keys import MeshId, NodeKey
 
 INTERFACE = "lo"
-ASK_INTERVAL_MIN, ASK_INTERVAL_MAX = 0.1, 10.0
+ASK_INTERVAL_MIN, ASK_INTERVAL_MAX = 1.0, 10.0
 CONTROL_BYTES_MAX = 65536
 
 _ASK, _ANSWER = b"?", b"!"

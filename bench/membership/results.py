@@ -39,6 +39,7 @@ _CRASH = Target(ratio=0.35, worst_ratio=0.6)
 METRICS = (
     Metric("join_s", "one joins: all know", "s", Target(ratio=1.0, sizes=(100,))),
     Metric("cold_s", "all start at once: all see all", "s", Target(worst=5.0, sizes=(100,))),
+    Metric("calm_after_s", "... until no more than usual is sent", "s"),
     Metric("crash_suspect_s", "SIGKILL: first suspicion", "s"),
     Metric("crash_s", "SIGKILL: all know", "s", _CRASH),
     Metric("crash_false_deaths", "SIGKILL: others taken for dead", ""),

@@ -40,20 +40,23 @@ WHOLE_TIMEOUT = 60.0
 HASTE_TIMEOUT = 3.0  # for all to see all, where that is not what is measured
 NEWS_TIMEOUT = 30.0
 CRASH_TIMEOUT = 45.0
-LEAVE_LINGER = 3.0  # in which a leaver might yet be taken for dead
+LEAVE_LINGER = 2.0  # in which a leaver might yet be taken for dead
 HEAL_TIMEOUT = 60.0
+CALM_BYTES_PER_S = 600.0  # of each: more than either side sends when nothing happens
+CALM_INTERVAL = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """How long things take, and how much there is of them."""
+    """How many seconds things may take, or are watched."""
 
-    cold_timeout: float = 30.0
-    settle: float = 2.0  # between two things that happen
-    quiet: float = 30.0  # before a cluster counts as idle
+    cold_timeout: float = 20.0
+    calm_timeout: float = 40.0  # for the news of a start to be told
+    settle: float = 1.5  # between two things that happen
     steady: float = 60.0
     loss: float = 120.0
     stalls: float = 120.0
+    linger: float = 15.0  # in which a suspicion of before may yet become a death
 
 
 LOSS_PERCENT = 30
@@ -84,7 +87,9 @@ class Trial:
 
     def run(self, parts: Collection[str]) -> None:
         """Do all that is selected."""
-        self._cold(measured="cold" in parts)
+        self._start(measured="cold" in parts)
+        if set(parts) != {"cold"}:
+            self._calm()
         if "steady" in parts:
             self._steady()
         for part, do in (
@@ -101,26 +106,27 @@ class Trial:
 
     def run_loss(self) -> None:
         """Lose packets for some time."""
-        self._cold(measured=False)
-        self._cluster.pass_time(self._spans.quiet)
+        self._start(measured=False)
+        self._calm()
         before, accused = len(self._cluster.notes), self._cluster.accusations()
         sent, began_at = namespace.sent(), time.monotonic()
         namespace.lose(LOSS_PERCENT)
         self._cluster.pass_time(self._spans.loss)
         spent, seconds = namespace.sent().since(sent), time.monotonic() - began_at
         namespace.heal()
+        whole_after = self._whole_after()
         deaths = self._cluster.deaths(self._cluster.running.keys(), since=before)
         self._record("loss_false_deaths", deaths)
         self._record("loss_suspicions", self._cluster.accusations() - accused)
         self._record("loss_bytes_per_s", _gossip_bytes(spent) / seconds / self._size)
-        self._record("loss_whole_after_s", self._whole_after())
+        self._record("loss_whole_after_s", whole_after)
         self._results.detail("loss", self._size, self._cluster.side, self._cluster.counters())
         self._end()
 
     def run_stalls(self) -> None:
         """Stop some members again and again, each in its own rhythm."""
-        self._cold(measured=False)
-        self._cluster.pass_time(self._spans.quiet)
+        self._start(measured=False)
+        self._calm()
         before = len(self._cluster.notes)
         names = list(self._cluster.running)
         stalled = self._rng.sample(names, min(STALLED_MEMBERS, len(names) - 1))
@@ -153,7 +159,8 @@ class Trial:
 
     # Parts of a trial
 
-    def _cold(self, *, measured: bool) -> None:
+    def _start(self, *, measured: bool) -> None:
+        """Start all at once."""
         cluster = self._cluster
         names = cluster.start(self._size)
         began_at = time.monotonic()
@@ -162,15 +169,12 @@ class Trial:
         timeout = self._spans.cold_timeout if measured else HASTE_TIMEOUT
         whole = cluster.wait_for(cluster.whole, timeout)
         if measured:
-            seconds = cluster.notes[-1].at - began_at if whole else math.inf
+            last = max(note.at for note in cluster.notes if note.what is What.ALIVE)
+            seconds = last - began_at if whole else math.inf
             self._record("cold_s", seconds, f"within {timeout:.0f} s: {cluster.missing()}")
-        if not whole:
-            cluster.heal()
-            cluster.must("all see all after their start", cluster.whole, WHOLE_TIMEOUT)
 
     def _steady(self) -> None:
         cluster = self._cluster
-        cluster.pass_time(self._spans.quiet)
         sent, cpu, began_at = namespace.sent(), self._cpu(), time.monotonic()
         cluster.pass_time(self._spans.steady)
         spent, cpu_spent = namespace.sent().since(sent), self._cpu() - cpu
@@ -196,7 +200,7 @@ class Trial:
 
     def _leave(self) -> None:
         cluster = self._cluster
-        leaver = self._rng.choice(list(cluster.running.keys() - {cluster.seed}))
+        leaver = self._anybody()
         since, began_at = len(cluster.notes), time.monotonic()
         cluster.leave(leaver)
         observers = cluster.running.keys() - {leaver}
@@ -248,7 +252,11 @@ class Trial:
     def _victim(self) -> str:
         """Choose who is next, at a moment that has nothing to do with anybody's rhythm."""
         self._cluster.pass_time(self._rng.random())
-        return self._rng.choice(list(self._cluster.running.keys() - {self._cluster.seed}))
+        return self._anybody()
+
+    def _anybody(self) -> str:
+        """Choose a member, but not the one that newcomers join."""
+        return self._rng.choice([n for n in self._cluster.running if n != self._cluster.seed])
 
     def _replace(self) -> None:
         """Have as many members as in the beginning."""
@@ -259,16 +267,30 @@ class Trial:
         self._settle()
 
     def _make_whole(self, when: str) -> None:
+        """Wait until all see all, and help if that takes long."""
         cluster = self._cluster
         if not cluster.wait_for(cluster.whole, HASTE_TIMEOUT):
             cluster.heal()
             cluster.must(f"all see all {when}", cluster.whole, WHOLE_TIMEOUT)
 
     def _whole_after(self) -> float:
-        """Return how long it takes until all see all again."""
-        began_at = time.monotonic()
-        whole = self._cluster.wait_for(self._cluster.whole, HEAL_TIMEOUT)
-        return time.monotonic() - began_at if whole else math.inf
+        """Return how long it takes until all see all again, and still do after a while."""
+        began_at, cluster = time.monotonic(), self._cluster
+        cluster.wait_for(cluster.whole, HEAL_TIMEOUT)
+        seconds = time.monotonic() - began_at
+        cluster.pass_time(self._spans.linger)
+        return seconds if cluster.whole() else math.inf
+
+    def _calm(self) -> None:
+        """Wait until all see all, and what had to be told after the start has been."""
+        self._make_whole("after their start")
+        began_at, sent = time.monotonic(), namespace.sent()
+        while (waited := time.monotonic() - began_at) < self._spans.calm_timeout:
+            self._cluster.pass_time(CALM_INTERVAL)
+            before, sent = sent, namespace.sent()
+            if _gossip_bytes(sent.since(before)) < CALM_BYTES_PER_S * CALM_INTERVAL * self._size:
+                break
+        self._record("calm_after_s", waited)
 
     def _settle(self) -> None:
         self._cluster.pass_time(self._spans.settle)
@@ -294,7 +316,7 @@ def _gossip_bytes(traffic: namespace.Traffic) -> int:
 
 def spans_for(*, quick: bool) -> Spans:
     """Return the spans of a full run, or of one that only shows that all works."""
-    return Spans(10.0, 1.0, 3.0, 5.0, 10.0, 15.0) if quick else Spans()
+    return Spans(10.0, 10.0, 1.0, 5.0, 10.0, 15.0, 5.0) if quick else Spans()
 
 
 def describe(spans: Spans) -> dict[str, Any]:
