@@ -64,7 +64,7 @@ class Member:
     heard_at: float = NEVER
     carried_at: float = NEVER
     excuses: int = 0
-    faults: int = 0  # probes in a row that it answered, but not directly
+    faults: int = 0  # times in a row that it was there after all, but had not answered us
     tries: int = 0  # contact pings since it was last heard, or its path changed
     retry_min: float = 0.0  # what the pauses between contact pings begin with
 

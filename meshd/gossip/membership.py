@@ -18,6 +18,9 @@ Rule 3: an accusation of ourselves is answered by a higher incarnation, if it na
 Rule 4: what we hear ourselves outweighs what others say.  A countdown that runs out although the
         suspect was heard since it began is begun anew; but not for ever, as there are members
         that cannot refute, and all are to agree.
+
+Rule 5: whoever passes on an accusation that has been refuted has missed the refutation, and is
+        told.
 """
 
 from __future__ import annotations
@@ -216,28 +219,34 @@ class Membership:
 
     # What is said
 
-    def merge_claim_untrusted(self, blob: bytes, now: float, *, relay: bool) -> tuple[Claim, bool]:
-        """Judge a claim.  Return it, and whether it was one about ourselves that we refuted.
+    def merge_claim_untrusted(
+        self, blob: bytes, now: float, *, relay: bool
+    ) -> tuple[Claim, Claim | None]:
+        """Judge a claim.  Return it, and what its bearer should hear, if that is news to it.
 
-        If it is news it is passed on, unless `relay` is false: then only if it revises something.
+        If it is news to us it is passed on, unless `relay` is false: then only if it revises
+        something.
         """
         held = self._held.get(blob)
         if held is not None:
-            return held, False
+            return held, None
         claim = peek_claim_untrusted(blob)
         if claim.subject == self.id:
-            return claim, self._answer(claim)
+            return claim, self.own if self._answer(claim) else None
         member = self._members.get(claim.subject)
         if member is None or not (claim.signer == self.id or self._members.get(claim.signer)):
             self.claims_dropped += 1
-            return claim, False
+            return claim, None
         belief = self._merged(member, claim)
         if belief is not None and belief != member.belief:
             verify_claim_untrusted(claim, self._mesh)
             self.claims_verified += 1
             first = member.belief is None
             self._believe(member, belief, claim, now, relay=relay or not first)
-        return claim, False
+        elif not claim.by_subject and claim.incarnation < member.incarnation:
+            assert member.belief is not None
+            return claim, member.belief.own  # rule 5
+        return claim, None
 
     def hear(self, member: Member, message: Message, now: float) -> bool:
         """Note that a message came through a member's tunnel.  Return whether that is news."""

@@ -88,6 +88,8 @@ if TYPE_CHECKING:
     from meshd.trust.fact import Fact
 
 
+CORRECTIONS_MAX = 4  # in the answer to one datagram; as many as fit
+
 # The deadlines by which others are judged.
 _JUDGING = frozenset({TimerKind.PROBE_TIMEOUT, TimerKind.PROBE_END, TimerKind.SUSPICION})
 
@@ -531,6 +533,7 @@ class Node:
         # What a newcomer fetches, everybody else knows; what a settled member fetches is news.
         relay = message.type is not MessageType.FACTS or self._sync.settled
         seen: list[tuple[int, bytes]] = []
+        corrections: list[Item] = []
         changed: list[Fact] = []
         # A claim about somebody whose record comes in the same datagram must find it known.
         for item in sorted(message.items, key=lambda item: item.kind == CLAIM_ITEM):
@@ -539,23 +542,23 @@ class Node:
                 changed = []
             try:
                 if item.kind == CLAIM_ITEM:
-                    subject = self._merge_claim_untrusted(item, source, now, relay=relay)
-                    seen.append((CLAIM_ITEM, subject))
+                    claim, news = self._membership.merge_claim_untrusted(
+                        item.blob, now, relay=relay
+                    )
+                    seen.append((CLAIM_ITEM, claim.subject))
+                    if news is not None and source != news.subject:
+                        corrections.append(Item(CLAIM_ITEM, news.blob))
                 elif (fact := self._merge_fact_untrusted(item, source, wall, changed)) is not None:
                     seen.append((fact.kind, fact.key))
             except BadPacket as exc:
                 self._bad_packet(source, exc.reason)
         self._take_facts(changed, now, broadcast=relay)
-        return seen
-
-    def _merge_claim_untrusted(
-        self, item: Item, source: NodeId, now: float, *, relay: bool
-    ) -> NodeId:
-        claim, refuted = self._membership.merge_claim_untrusted(item.blob, now, relay=relay)
-        if refuted and self._membership.get(source) is not None:
+        if corrections and self._membership.get(source) is not None:
             # Whoever told us believes it: it is the first to hear otherwise.
-            self._outbox.send_piggybacked(source, MessageType.GOSSIP, 0)
-        return claim.subject
+            self._outbox.send_piggybacked(
+                source, MessageType.GOSSIP, 0, first=corrections[:CORRECTIONS_MAX]
+            )
+        return seen
 
     def _merge_fact_untrusted(
         self, item: Item, source: NodeId, wall: float, changed: list[Fact]

@@ -12,6 +12,7 @@ Rule 2: whoever accuses a member sends its accusation to the member and to its o
 Rule 3: an observer probes the suspect when it hears of the accusation, and then pings it every
         `watch_interval`, or as often as its round trips allow, until it is alive or dead.  Each of
         these carries the accusation, so that a suspect that lives learns of it through any loss.
+        With each goes one to some other member, which answers if it has heard a refutation.
 
 Rule 4: everybody else looks when a suspicion has lived for as long as a confirmed one would
         (`timeout_min`), and again each such span: it may have missed the refutation.  So nobody

@@ -23,7 +23,7 @@ from meshd.gossip.wire import (
 from meshd.keys import NodeId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from meshd.gossip.broadcast import BroadcastQueue
     from meshd.gossip.index import Entry
@@ -72,7 +72,7 @@ class Outbox:
         self._datagrams.append((datagram, target))
 
     def send_piggybacked(
-        self, target: NodeId, type_: MessageType, sequence: int, *, first: Item | None = None
+        self, target: NodeId, type_: MessageType, sequence: int, *, first: Sequence[Item] = ()
     ) -> None:
         """Queue a message with what its receiver should know (rule 2), and `first` before all."""
         self.send(target, self._piggybacked(target, type_, sequence, first))
@@ -108,10 +108,10 @@ class Outbox:
         return encode(replace(message, incarnation=own, known=known))
 
     def _piggybacked(
-        self, target: NodeId, type_: MessageType, sequence: int, first: Item | None = None
+        self, target: NodeId, type_: MessageType, sequence: int, first: Sequence[Item] = ()
     ) -> Message:
-        items = [] if first is None else [first]
-        items += [item for item in self._membership.claims_for(target) if item != first]
+        items = list(first)
+        items += [item for item in self._membership.claims_for(target) if item not in first]
         budget = ITEM_BYTES_MAX - sum(item.cost for item in items)
         news = self._broadcasts.take(
             budget, members=len(self._membership) + 1, count_max=ITEMS_MAX - len(items)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from meshd.gossip.claim import MemberState, Testimony
 from meshd.gossip.events import EvidenceWanted, PathFault
-from meshd.gossip.evidence import excused, lives
+from meshd.gossip.evidence import FAULTS_MIN, believable, excused, lives
 from meshd.gossip.observers import WATCHED_MAX, observers_of
 from meshd.gossip.order import ProbeOrder
 from meshd.gossip.pings import PingPurpose
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 PROBES_MAX = WATCHED_MAX + 16
 ATTEMPTS_MAX = 4  # probes of one member without a pause
-FAULTS_MIN = 2
 
 
 @dataclass(slots=True)
@@ -125,9 +124,12 @@ class Prober:
 
     def unreachable(self, node: NodeId, now: float) -> None:
         """Accuse a member whose host says that nobody listens there."""
-        if self._config.evidence_max:
+        member = self._membership.get(node)
+        if member is None or not believable(member, self._config):
+            return
+        if self._accuse(node, Testimony(0.0), now):
             self._end(node)
-            self._accuse(node, Testimony(0.0), now)
+            member.faults += 1
 
     # What becomes of it
 
@@ -204,6 +206,7 @@ class Prober:
             self._watched.pop(node, None)
             return
         self._pinger.ping(node, PingPurpose.WATCH, now)
+        self._ask_around(member)
         pause = max(self._watched[node], self._membership.allowance(node))
         self._timers.set(TimerKind.WATCH, now + pause, node)
 
@@ -234,6 +237,14 @@ class Prober:
             self._outbox.send(helper, request)
         return asked
 
+    def _ask_around(self, suspect: Member) -> None:
+        """Show another member what we believe: it answers if that has been refuted."""
+        others = [node for node in self._membership.live if node != suspect.node]
+        if others and suspect.belief is not None:
+            items = [Item(CLAIM_ITEM, claim.blob) for claim in suspect.belief.accusations[:1]]
+            asked = self._rng.choice(others)
+            self._outbox.send_piggybacked(asked, MessageType.GOSSIP, 0, first=items)
+
     def _end(self, target: NodeId) -> None:
         self._probes.pop(target, None)
         self._timers.cancel(TimerKind.PROBE_TIMEOUT, target)
@@ -250,19 +261,20 @@ class Prober:
         else:
             self._begin(member.node, now, attempt=probe.attempt + 1)
 
-    def _accuse(self, node: NodeId, testimony: Testimony, now: float) -> None:
+    def _accuse(self, node: NodeId, testimony: Testimony, now: float) -> bool:
         claim = self._membership.accuse(node, testimony, now)
         if claim is None:
-            return
+            return False
         told = observers_of(node, self._membership.table, self._config)
         if self._config.staples:
             told.append(node)
-        item = Item(CLAIM_ITEM, claim.blob)
+        items = [Item(CLAIM_ITEM, claim.blob)]
         for target in told:
             if target != self._membership.id:
-                self._outbox.send_piggybacked(target, MessageType.GOSSIP, 0, first=item)
+                self._outbox.send_piggybacked(target, MessageType.GOSSIP, 0, first=items)
         if self._config.observers:
             self._watch(node, self._config.watch_interval, now)
+        return True
 
     def _watch(self, node: NodeId, pause: float, now: float) -> None:
         known = self._watched.get(node)
