@@ -251,7 +251,7 @@ class Engine:
     def forget(self, node: NodeId, now: float, wall: float) -> None:
         """Drop what is known of a member.  It comes back if it is alive after all."""
         self.ledger.forget(node)
-        self.gossip.forget(node)
+        self.gossip.forget(node, now)
         self._drop_member(node, now)
         self._emit(events.RecordForgotten(node))
         self._settle(now, wall)

@@ -100,6 +100,7 @@ class Membership:
         self._held: dict[bytes, Claim] = {}  # members' own words, by blob: nothing is new in them
         self._suspected: dict[NodeId, None] = {}
         self._fresh: dict[NodeId, None] = {}
+        self._removed: dict[NodeId, None] = {}
         self.round_trip: RoundTrip | None = None  # of all members together
         self.events: deque[Event] = deque()
         self.claims_verified = 0
@@ -206,6 +207,7 @@ class Membership:
         if member is None:
             return
         self._members.remove(node)
+        self._removed[node] = None
         self._index.remove(CLAIM_ITEM, node)
         self._timers.cancel(TimerKind.CONTACT, node)
         self._timers.cancel(TimerKind.SUSPICION, node)
@@ -296,6 +298,11 @@ class Membership:
         """Return who has become live since this was last asked."""
         fresh, self._fresh = list(self._fresh), {}
         return fresh
+
+    def take_removed(self) -> list[NodeId]:
+        """Return who was removed since this was last asked."""
+        removed, self._removed = list(self._removed), {}
+        return removed
 
     def conclude_dead(self, node: NodeId, now: float) -> None:
         """Act on a suspicion that has run out."""

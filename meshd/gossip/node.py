@@ -274,11 +274,12 @@ class Node:
         """
         return self._pinger.ping(node, PingPurpose.OPERATOR, now)
 
-    def forget(self, node: NodeId) -> None:
+    def forget(self, node: NodeId, now: float) -> None:
         """Drop a member that the ledger has forgotten.  It comes back if anyone still holds it."""
         self._membership.remove(node)
         self._index.remove(FactKind.RECORD, node)
         self._broadcasts.drop((FactKind.RECORD, node, b""))
+        self._settle(now)
 
     def leave(self, now: float) -> None:
         """Tell several members that we leave, and stop everything else.
@@ -513,6 +514,8 @@ class Node:
         """Bring the timers in line with what the input has left to do."""
         if self._membership.left:
             return
+        for node in self._membership.take_removed():
+            self._prober.forget(node)
         for node in self._membership.take_suspected():
             self._prober.observe(node, now)
         if self._broadcasts and not self._membership.lonely:

@@ -210,6 +210,12 @@ class Prober:
         pause = max(self._watched[node], self._membership.allowance(node))
         self._timers.set(TimerKind.WATCH, now + pause, node)
 
+    def forget(self, node: NodeId) -> None:
+        """Drop what is under way about a node that is a member no more."""
+        self._end(node)
+        self._watched.pop(node, None)
+        self._timers.cancel(TimerKind.WATCH, node)
+
     def abandon(self) -> None:
         """Forget all probes."""
         self._probes.clear()
