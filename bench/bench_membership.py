@@ -18,14 +18,19 @@ import json
 import os
 import platform
 import sys
+from operator import methodcaller
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from membership import memory, namespace, scenarios, serf
+from membership.cluster import NotInTime
 from membership.results import Results
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SIZES = (5, 25, 100)
 QUICK_SIZES = (5, 25)
@@ -95,11 +100,17 @@ def _choice(known: Any) -> Any:  # noqa: ANN401 - argparse takes whatever is cal
 
 
 def _measure(arguments: argparse.Namespace) -> int:
+    """Measure, and report; when interrupted, what there is.  Return the exit status."""
     results = Results()
     spans = scenarios.spans_for(quick=arguments.quick)
-    for size in arguments.sizes:
-        _trials(arguments, size, results, spans)
-    _long(arguments, results, spans)
+    status = 0
+    try:
+        for size in arguments.sizes:
+            _trials(arguments, size, results, spans)
+        _long(arguments, results, spans)
+    except KeyboardInterrupt:
+        results.say("interrupted")
+        status = 130
     imports = memory.imports_mib()
     results.print()
     print("\nmemory of one of ours before it knows anybody, MiB: ", end="")
@@ -113,39 +124,50 @@ def _measure(arguments: argparse.Namespace) -> int:
             **results.as_json(),
         }
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    return status or int(bool(results.failed))
 
 
 def _trials(
     arguments: argparse.Namespace, size: int, results: Results, spans: scenarios.Spans
 ) -> None:
-    parts = [part for part in scenarios.PARTS if part in arguments.only]
+    parts = {part for part in scenarios.PARTS if part in arguments.only}
     if not parts:
         return
     cold_only = 0
-    if "cold" in parts and size == max(SIZES) and not arguments.quick:
-        cold_only = max(0, COLD_TRIALS - arguments.trials)
+    if "cold" in parts and size == max(SIZES) and arguments.trials == TRIALS:
+        cold_only = COLD_TRIALS - TRIALS
     for number in range(arguments.trials + cold_only):
-        chosen = set(parts) if number < arguments.trials else {"cold"}
+        chosen = parts if number < arguments.trials else {"cold"}
         if number > 0:
-            chosen.discard("steady")  # its minute is a mean already
+            chosen = chosen - {"steady"}  # its minute is a mean already
         for side in arguments.sides:
             results.say(f"N={size} {side}: trial {number + 1}")
             rng = Random(f"{arguments.random} {size} {number}")
-            with scenarios.SIDES[side]() as cluster:
-                trial = scenarios.Trial(cluster, size, results, spans=spans, rng=rng)
-                trial.run(chosen)
+            _run(side, size, results, spans, rng, methodcaller("run", chosen))
 
 
 def _long(arguments: argparse.Namespace, results: Results, spans: scenarios.Spans) -> None:
     size = LONG_SIZE if LONG_SIZE in arguments.sizes else min(arguments.sizes)
-    for what in scenarios.LONG:
+    for what, do in (("loss", scenarios.Trial.run_loss), ("stalls", scenarios.Trial.run_stalls)):
         for side in arguments.sides if what in arguments.only else ():
             results.say(f"N={size} {side}: {what}")
-            rng = Random(f"{arguments.random} {what}")
-            with scenarios.SIDES[side]() as cluster:
-                trial = scenarios.Trial(cluster, size, results, spans=spans, rng=rng)
-                trial.run_loss() if what == "loss" else trial.run_stalls()
+            _run(side, size, results, spans, Random(f"{arguments.random} {what}"), do)
+
+
+def _run(
+    side: str,
+    size: int,
+    results: Results,
+    spans: scenarios.Spans,
+    rng: Random,
+    do: Callable[[scenarios.Trial], None],
+) -> None:
+    """Do something to a cluster of its own.  Where that cannot be, the other trials go on."""
+    try:
+        with scenarios.SIDES[side]() as cluster:
+            do(scenarios.Trial(cluster, size, results, spans=spans, rng=rng))
+    except NotInTime as exc:
+        results.fail(f"N={size}: {exc}")
 
 
 def _machine() -> dict[str, Any]:

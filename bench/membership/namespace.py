@@ -81,7 +81,7 @@ class Traffic:
 
 
 def run_inside(work: Callable[[], int]) -> int:
-    """Do some work in namespaces of its own.  Return what it returns; an interrupt gives 130."""
+    """Do some work in namespaces of its own, and return what it returns."""
     _check(_libc().unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET))
     child = os.fork()
     if child == 0:
@@ -105,12 +105,11 @@ def _begin(work: Callable[[], int]) -> None:
         _check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
         _check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
         _check(libc.mount(b"proc", b"/proc", b"proc", 0, None))
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         _run(["ip", "link", "set", "lo", "up"])
         _run(["nft", "-f", "-"], stdin=_RULES)
         code = work()
-    except KeyboardInterrupt:
-        code = 130
     except BaseException:
         traceback.print_exc()
     finally:

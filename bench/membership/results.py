@@ -73,6 +73,7 @@ class Results:
     def __init__(self) -> None:
         self._samples: defaultdict[tuple[str, int, str], list[float]] = defaultdict(list)
         self._details: dict[str, Any] = {}
+        self.failed: list[str] = []  # trials that could not be done, and why
         self._began_at = time.monotonic()
 
     # Taking in
@@ -86,6 +87,11 @@ class Results:
         self._samples[metric, size, side].append(value)
         shown = f"{value:.3g}" if math.isfinite(value) else f"not in time {failing}"
         self.say(f"N={size} {side}: {metric} {shown}")
+
+    def fail(self, text: str) -> None:
+        """Note that a trial could not be done."""
+        self.failed.append(text)
+        self.say(text)
 
     def detail(self, what: str, size: int, side: str, value: Any) -> None:  # noqa: ANN401 - JSON
         """Add something that is in the JSON only."""
@@ -113,7 +119,12 @@ class Results:
             {key: _finite(value) if isinstance(value, float) else value for key, value in r.items()}
             for r in self.rows()
         ]
-        return {"table": rows, "samples": samples, "details": self._details}
+        return {
+            "table": rows,
+            "samples": samples,
+            "details": self._details,
+            "failed": self.failed,
+        }
 
     def print(self) -> None:
         """Print the table."""
@@ -133,6 +144,9 @@ class Results:
             ]
             title = f"{row['title']}{', ' + row['unit'] if row['unit'] else ''}"
             print(f"{title:<38}{row['size']:>4}{''.join(numbers)}  {row['target']}")
+
+        for text in self.failed:
+            print(f"not done: {text}")
 
     def _row(self, metric: Metric, size: int) -> dict[str, Any] | None:
         row: dict[str, Any] = {
