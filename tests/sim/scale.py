@@ -14,7 +14,6 @@ from __future__ import annotations
 import bisect
 import copy
 import dataclasses
-import gc
 import hashlib
 from collections.abc import Sequence
 from random import Random
@@ -204,12 +203,8 @@ class LargeMesh(Cluster):
         self._base = None
         super().__init__(size, seed=seed, config=config, start=False)
         self._base = Base([host.key for host in self.hosts.values()], self.mesh)
-        # Nothing made here is ever garbage, and looking for it would take most of the time.
-        gc.collect()
-        gc.disable()
         for name in self.hosts:
             self.start(name)
-        gc.freeze()
 
     def add_host(self, name):
         key = NodeKey(hashlib.sha256(f"node {name} {self.seed}".encode()).digest())

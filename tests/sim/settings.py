@@ -1,8 +1,8 @@
 """What a mesh is worth in various places: `tests/sim/settings.py --sizes 5 25 100 --ablate`.
 
-    start    converged      SETTLE                 WATCH                     crash of one
-    │ from records │ quiet for │ the setting, in force to the end │ until all know that it is dead
-                               └ traffic, suspicions, false deaths┘
+    start    converged      SETTLE                 WATCH                      crash of one
+    │ from records │ quiet for │ the setting, in force to the end  │ until all know that it is dead
+                               └ traffic, suspicions, false deaths ┘
 
 With --ablate all is done again with each idea of `docs/gossip.md` switched off alone.  Prints
 Markdown.  All numbers are of simulated time and follow from the seeds.
@@ -42,6 +42,7 @@ class Setting:
 
     name: str
     apply: Callable[[Cluster, Random], set[str]]
+    lasting: bool = False  # it has always been like that, and what is measured there was, too
 
 
 def _nothing(cluster, rng):
@@ -108,23 +109,36 @@ def _flapping(cluster, rng):
     return {"n0"}
 
 
-def _slow(cluster, rng):
-    """One member takes 50 ms for each input."""
-    cluster.slow("n0", 0.05)
-    return {"n0"}
+def _starved(cluster, rng):
+    """One member in four gets the CPU only now and then."""
+    starved = [f"n{number}" for number in range(max(1, len(cluster.hosts) // 4))]
+
+    def stall(name):
+        span = rng.uniform(0.2, 1.2)
+        if cluster.hosts[name].running:
+            cluster.stall(name, span)
+        cluster.at(span + rng.uniform(0.1, 1.0), stall, name)
+
+    for name in starved:
+        cluster.at(rng.uniform(0.0, 1.0), stall, name)
+    return set(starved)
 
 
 SETTINGS = [
     Setting("quiet LAN", _nothing),
     Setting("30 % loss", _loss(0.3)),
-    Setting("WAN, 3 regions", _wan),
-    Setting("WAN, 5 % loss", _wan_loss),
+    Setting("WAN, 3 regions", _wan, lasting=True),
+    Setting("WAN, 5 % loss", _wan_loss, lasting=True),
     Setting("1 in 6 stops for 5-10 s", _stalls),
     Setting("one-way links", _one_way),
     Setting("UDP blocked between two", _udp_blocked),
     Setting("one member flaps", _flapping),
-    Setting("one slow member", _slow),
+    Setting("1 in 4 starved of CPU", _starved),
 ]
+
+# For curves.
+LOSSES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+LOSS_SETTINGS = [Setting(f"{share:.0%} of loss", _loss(share)) for share in LOSSES]
 
 # See `docs/gossip.md`: each idea, and what switches it off.
 SWITCHES = {
@@ -156,9 +170,12 @@ class Result:
 def measure(setting, size, seed, *, config=None, watch=WATCH):
     """Run one history."""
     cluster = Cluster(size, seed=seed, mesh_started=True, config=config)
-    cluster.run_until(cluster.converged, within=30.0, step=0.25)
+    rng = Random(f"setting {setting.name} {seed}")
+    troubled = setting.apply(cluster, rng) if setting.lasting else set()
+    cluster.run_until(cluster.converged, within=60.0, step=0.25)
     cluster.run_for(SETTLE)
-    troubled = setting.apply(cluster, Random(f"setting {setting.name} {seed}"))
+    if not setting.lasting:
+        troubled = setting.apply(cluster, rng)
     begin = cluster.now
     before = {host.name: host.sent.copy() for host in cluster.hosts.values()}
     cluster.run_for(watch)
@@ -232,7 +249,8 @@ class Job:
 
 def run(job):
     remember_signatures()
-    setting = next(setting for setting in SETTINGS if setting.name == job.setting)
+    every = [*SETTINGS, *LOSS_SETTINGS]
+    setting = next(setting for setting in every if setting.name == job.setting)
     config = dataclasses.replace(GossipConfig(), **SWITCHES.get(job.switch, {}))
     return job, measure(setting, job.size, job.seed, config=config)
 
