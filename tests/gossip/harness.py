@@ -1,8 +1,17 @@
 """One real node on a table, its ledger filled with real records, and hands that sign anything."""
 
+import heapq
+import itertools
+import math
 import random
 
-from meshd.gossip.claim import MemberState, sign_claim
+from meshd.gossip.claim import (
+    MemberState,
+    Testimony,
+    peek_claim_untrusted,
+    sign_accusation,
+    sign_claim,
+)
 from meshd.gossip.config import GossipConfig
 from meshd.gossip.node import Node
 from meshd.gossip.wire import (
@@ -24,6 +33,7 @@ WALL = 1_700_000_000
 MESH_KEY = MeshKey(b"m" * 32)
 MESH = MESH_KEY.id
 ALIVE, SUSPECT, DEAD, LEFT = MemberState
+QUIET = GossipConfig(probe_interval=100_000.0)  # nobody is probed in turn
 
 
 def key(name):
@@ -48,21 +58,17 @@ def revocation(name):
 
 
 def alive(name, incarnation=1):
-    return Item(
-        CLAIM_ITEM, sign_claim(key(name).id, incarnation, ALIVE, key=key(name), mesh=MESH).blob
-    )
+    return Item(CLAIM_ITEM, sign_claim(incarnation, ALIVE, key=key(name), mesh=MESH).blob)
 
 
 def left(name, incarnation=1):
-    return Item(
-        CLAIM_ITEM, sign_claim(key(name).id, incarnation, LEFT, key=key(name), mesh=MESH).blob
-    )
+    return Item(CLAIM_ITEM, sign_claim(incarnation, LEFT, key=key(name), mesh=MESH).blob)
 
 
-def accuse(name, incarnation=1, *, by, state=SUSPECT):
-    return Item(
-        CLAIM_ITEM, sign_claim(key(name).id, incarnation, state, key=key(by), mesh=MESH).blob
-    )
+def accuse(name, incarnation=1, *, by, waited=0.3, asked=()):
+    testimony = Testimony(waited, tuple(key(other).id for other in asked))
+    claim = sign_accusation(key(name).id, incarnation, testimony, key=key(by), mesh=MESH)
+    return Item(CLAIM_ITEM, claim.blob)
 
 
 class Bench:
@@ -84,6 +90,7 @@ class Bench:
         )
         self.events = []
         self.sent = []
+        self.streams = []
         self._drain()
 
     def receive(
@@ -100,6 +107,16 @@ class Bench:
         """Have a message come through a member's tunnel.  Return the answers."""
         message = Message(type_, sequence, incarnation, known, tuple(items), **fields)
         return self.receive_bytes(source, encode(message))
+
+    def ask_over_stream(self, source, type_=MessageType.PING, *, items=(), sequence=0, **fields):
+        """Have a message come over a member's TCP connection.  Return the answer, or None."""
+        message = Message(type_, sequence, 1, None, tuple(items), **fields)
+        return self.ask_bytes_over_stream(source, encode(message))
+
+    def ask_bytes_over_stream(self, source, frame):
+        answer = self.node.answer_stream(frame, key(source).id, self.now, WALL)
+        self._drain()
+        return None if answer is None else decode_untrusted(answer)
 
     def receive_bytes(self, source, datagram):
         self.node.receive_datagram(datagram, key(source).id, self.now, WALL)
@@ -127,6 +144,15 @@ class Bench:
         self.now = end
         return self.sent[before:]
 
+    def timeline(self, seconds):
+        """Let time pass.  Return what was sent, each with the time since now."""
+        begun, end, sent = self.now, self.now + seconds, []
+        while self.node.get_timer().at <= end:
+            step = self.advance(max(0.0, self.node.get_timer().at - self.now))
+            sent += [(self.now - begun, message, target) for message, target in step]
+        self.now = end
+        return sent
+
     def advance_to(self, type_):
         """Let time pass until a message of a type is sent.  Return it and its receiver."""
         while True:
@@ -150,6 +176,26 @@ class Bench:
         getattr(self.node, method)(*args)
         return self._drain()
 
+    def stop(self, seconds):
+        """Be stopped: time passes, nothing is handled, nothing is read."""
+        self.now += seconds
+
+    def resume(self):
+        """Run again after a stop, timers first.  Return what was sent."""
+        return self.do("handle_timer", self.now)
+
+    def deadline(self, kind, name=None):
+        """In how many seconds a timer of a kind is due, or None."""
+        at = self.node._timers.at(kind, None if name is None else key(name).id)
+        return None if at is None else at - self.now
+
+    def member(self, name):
+        return self.node._membership.get(key(name).id)
+
+    @property
+    def health(self):
+        return self.node.statistics().health_score
+
     def state(self, name):
         view = self.node.member(key(name).id)
         return None if view is None else view.state
@@ -166,9 +212,75 @@ class Bench:
             for datagram, target in self.node.datagrams_to_send()
         ]
         self.sent += sent
+        self.streams += self.node.streams_to_open()
         while (event := self.node.next_event()) is not None:
             self.events.append(event)
         return sent
+
+
+class Mesh:
+    """Real nodes that have met, on a network that loses nothing."""
+
+    def __init__(self, *names, config=None, delay=0.01):
+        self.now = 1000.0
+        self.events = []
+        self.nodes = {}
+        self._delay = delay
+        self._order = itertools.count()
+        self._flying = []
+        records = [record(name) for name in names]
+        for seed, name in enumerate(names):
+            ledger = Ledger(MESH)
+            for blob in records:
+                ledger.merge_untrusted(FactKind.RECORD, blob, WALL)
+            self.nodes[name] = Node(
+                key(name),
+                MESH,
+                ledger,
+                config=config or GossipConfig(),
+                rng=random.Random(seed),
+                now=self.now,
+                incarnation=1,
+            )
+        self._names = {key(name).id: name for name in names}
+        for name, node in self.nodes.items():
+            for other in names:
+                if other != name:
+                    node.contact(key(other).id, self.now)
+            self._drain(name)
+
+    def give(self, source, target, *items):
+        """Have a member say something to another, whatever its own node thinks of that."""
+        datagram = encode(Message(MessageType.GOSSIP, 0, 1, None, items))
+        self._fly(source, target, datagram)
+
+    def run(self, seconds):
+        end = self.now + seconds
+        while True:
+            name = min(self.nodes, key=lambda one: self.nodes[one].get_timer().at)
+            timer = self.nodes[name].get_timer().at
+            arrival = self._flying[0][0] if self._flying else math.inf
+            if min(timer, arrival) > end:
+                break
+            if arrival <= timer:
+                self.now, _, source, name, datagram = heapq.heappop(self._flying)
+                self.nodes[name].receive_datagram(datagram, key(source).id, self.now, WALL)
+            else:
+                self.now = max(self.now, timer)
+                self.nodes[name].handle_timer(self.now)
+            self._drain(name)
+        self.now = end
+
+    def _fly(self, source, target, datagram):
+        arrival = self.now + self._delay
+        heapq.heappush(self._flying, (arrival, next(self._order), source, target, datagram))
+
+    def _drain(self, name):
+        node = self.nodes[name]
+        for datagram, target in node.datagrams_to_send():
+            self._fly(name, self._names[target], datagram)
+        while (event := node.next_event()) is not None:
+            self.events.append(event)
 
 
 def to(sent, name, type_=None):
@@ -180,5 +292,20 @@ def to(sent, name, type_=None):
     ]
 
 
+def name_of(node, names):
+    """Which of some names is a node's."""
+    return next(name for name in names if key(name).id == node)
+
+
 def items_in(sent):
     return [item for message, _ in sent for item in message.items]
+
+
+def claims(items):
+    return [peek_claim_untrusted(item.blob) for item in items if item.kind == CLAIM_ITEM]
+
+
+def accusations(items, name):
+    """Of some items, what is held against a member."""
+    subject = key(name).id
+    return [claim for claim in claims(items) if claim.subject == subject and not claim.by_subject]

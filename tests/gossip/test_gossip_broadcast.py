@@ -55,6 +55,16 @@ def test_a_newer_item_about_the_same_thing_replaces_the_older_one():
     assert queue.take(100, members=10) == [item(2)]
 
 
+def test_how_often_the_newest_item_was_sent():
+    queue = BroadcastQueue(retransmit_mult=4)
+    queue.put(key(1), item(1))
+    assert queue.sends_min == 0
+    queue.take(100, members=10)
+    assert queue.sends_min == 1
+    queue.put(key(2), item(2))
+    assert queue.sends_min == 0
+
+
 def test_a_dropped_item_is_not_sent():
     queue = BroadcastQueue(retransmit_mult=4)
     queue.put(key(1), item(1))

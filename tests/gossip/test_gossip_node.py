@@ -1,4 +1,4 @@
-"""The node as its driver sees it: probes, contact, suspicion, refutation, leaving."""
+"""The node as its driver sees it: contact, suspicion, refutation, facts, leaving."""
 
 import random
 
@@ -9,18 +9,20 @@ from gossip.harness import (
     DEAD,
     LEFT,
     MESH,
+    QUIET,
     SUSPECT,
     WALL,
     Bench,
     accuse,
     alive,
+    claims,
     items_in,
     key,
     left,
     record,
     to,
 )
-from meshd.gossip.claim import peek_claim_untrusted
+from meshd.gossip.cause import Cause, CauseKind
 from meshd.gossip.config import GossipConfig
 from meshd.gossip.events import (
     FactLearned,
@@ -29,18 +31,14 @@ from meshd.gossip.events import (
     LeaveAnnounced,
     MemberJoined,
     MemberStateChanged,
-    PathFault,
     PingAnswered,
 )
+from meshd.gossip.membership import EXTENSIONS_MAX
 from meshd.gossip.node import Node
-from meshd.gossip.wire import CLAIM_ITEM, Item, MessageType, Summary
+from meshd.gossip.timers import TimerKind
+from meshd.gossip.wire import Item, MessageType, Summary
 from meshd.trust.fact import FactKind
 from meshd.trust.ledger import Ledger
-
-
-def claims(items):
-    return [peek_claim_untrusted(item.blob) for item in items if item.kind == CLAIM_ITEM]
-
 
 # First contact
 
@@ -52,7 +50,7 @@ def test_a_member_known_from_its_record_is_shown_dead_until_it_is_heard():
     bench.receive("a", MessageType.PING, items=[alive("a")])
     assert bench.state("a") is ALIVE
     (change,) = bench.seen(MemberStateChanged)
-    assert (change.before, change.after, change.reason) == (DEAD, ALIVE, "heard")
+    assert (change.before, change.after, change.cause) == (DEAD, ALIVE, Cause(CauseKind.HEARD))
     assert bench.seen(Heard) == [Heard(key("a").id)]
 
 
@@ -145,89 +143,7 @@ def test_the_pings_to_many_silent_members_are_spaced_out():
     assert 400 < len(sent) < 800  # ten a second, not two hundred in ten
 
 
-# Probing
-
-
-def test_a_probe_goes_from_direct_to_indirect_to_suspicion():
-    bench = Bench("a", "b", "c", "d")
-    bench.meet("a", "b", "c", "d")
-    probe, target = bench.advance_to(MessageType.PING)
-    assert [m for m, _ in bench.advance(0.49) if m.type is MessageType.PING_REQ] == []
-    sent = bench.advance(0.02)
-    requests = [message for message, _ in sent if message.type is MessageType.PING_REQ]
-    asked = {node for message, node in sent if message.type is MessageType.PING_REQ}
-    assert len(requests) == 3
-    assert target not in asked
-    assert {(message.sequence, message.target) for message in requests} == {
-        (probe.sequence, target)
-    }
-    bench.advance(0.48)
-    assert bench.node.member(target).state is ALIVE
-    sent = bench.advance(0.02)
-    (change,) = bench.seen(MemberStateChanged)[4:]
-    assert (change.node, change.after) == (target, SUSPECT)
-    assert change.reason.startswith("no ack in 500 ms, no indirect ack from ")
-    assert all(node.short in change.reason for node in asked)
-    sent += bench.advance(0.5)
-    accusations = [claim for claim in claims(items_in(sent)) if claim.subject == target]
-    assert {(claim.signer, claim.state) for claim in accusations} == {(key("me").id, SUSPECT)}
-
-
-def test_a_late_direct_ack_is_still_a_direct_ack():
-    bench = Bench("a", "b", "c")
-    bench.meet("a", "b", "c")
-    probe, target = bench.advance_to(MessageType.PING)
-    (name,) = [name for name in "abc" if key(name).id == target]
-    bench.advance(0.95)
-    bench.receive(name, MessageType.ACK, sequence=probe.sequence)
-    bench.advance(0.1)
-    assert bench.state(name) is ALIVE
-    assert bench.node.statistics().probes_acked == 1
-    assert bench.seen(PathFault) == []
-
-
-def test_an_indirect_ack_alone_is_a_path_fault():
-    bench = Bench("a", "b")
-    bench.meet("a", "b")
-    probe, target = bench.advance_to(MessageType.PING)
-    between = next(name for name in "ab" if key(name).id != target)
-    bench.advance(0.6)
-    bench.receive(between, MessageType.ACK, sequence=probe.sequence, target=target)
-    bench.advance(0.45)
-    assert bench.seen(PathFault) == [PathFault(target, key(between).id)]
-    assert bench.node.member(target).state is ALIVE
-
-
-def test_a_member_that_is_asked_pings_for_another_and_passes_the_answer_on():
-    bench = Bench("a", "b")
-    bench.meet("a", "b")
-    sent = bench.receive("a", MessageType.PING_REQ, sequence=77, target=key("b").id)
-    (ping,) = to(sent, "b", MessageType.PING)
-    (ack,) = bench.receive("b", MessageType.ACK, sequence=ping.sequence)
-    assert ack[1] == key("a").id
-    assert (ack[0].type, ack[0].sequence) == (MessageType.ACK, 77)
-    assert ack[0].target == key("b").id
-    assert to(bench.advance(0.45), "a", MessageType.NACK) == []
-
-
-def test_a_member_that_was_asked_says_when_it_has_tried_in_vain():
-    bench = Bench("a", "b")
-    bench.meet("a", "b")
-    bench.receive("a", MessageType.PING_REQ, sequence=77, target=key("b").id)
-    (nack,) = to(bench.advance(0.45), "a", MessageType.NACK)
-    assert (nack.sequence, nack.target) == (77, key("b").id)
-
-
-def test_every_member_is_probed_once_in_each_round():
-    bench = Bench("a", "b", "c", "d", "e")
-    names = "abcde"
-    bench.meet(*names)
-    before = len(bench.sent)
-    bench.run_with(20.0, *names)
-    probed = [target for message, target in bench.sent[before:] if message.type is MessageType.PING]
-    rounds = [probed[at : at + 5] for at in range(0, 20, 5)]
-    assert all(len(set(one)) == 5 for one in rounds)
-    assert len(set(map(tuple, rounds))) > 1, "in an order shuffled anew"
+# Pings of the operator
 
 
 def test_the_operators_ping_comes_back_as_an_event():
@@ -243,29 +159,6 @@ def test_a_ping_to_a_stranger_is_not_sent():
     bench = Bench("a")
     bench.node.ping(key("stranger").id, bench.now)
     assert bench.node.datagrams_to_send() == []
-
-
-def test_a_node_that_was_away_accuses_nobody_for_not_having_answered():
-    bench = Bench("a", "b", "c")
-    bench.meet("a", "b", "c")
-    bench.advance(1.0)
-    assert bench.node.get_timer().at < bench.now + 1.0
-    bench.now += 30.0  # suspended: nothing was handled, nothing was read
-    bench.node.handle_timer(bench.now)
-    assert [bench.state(name) for name in "abc"] == [ALIVE] * 3
-    bench.meet("a", "b", "c")
-    assert bench.node.statistics().suspicions == 0
-
-
-def test_a_suspicion_does_not_run_out_while_we_are_away():
-    bench = Bench("a", "b", "c")
-    bench.meet("a", "b", "c")
-    bench.receive("a", items=[accuse("b", by="a"), accuse("b", by="c")])
-    bench.now += 60.0
-    bench.node.handle_timer(bench.now)
-    assert bench.state("b") is SUSPECT
-    bench.receive("b", items=[alive("b", 2)], incarnation=2)
-    assert bench.state("b") is ALIVE
 
 
 # Suspicion and refutation
@@ -301,6 +194,26 @@ def test_two_accusations_of_one_incarnation_are_refuted_once():
     assert bench.node.incarnation == 2
 
 
+def test_whoever_passes_on_what_was_refuted_is_told_of_the_refutation():
+    bench = Bench("a", "b", "c")
+    bench.meet("a", "b", "c")
+    bench.receive("b", items=[alive("b", 2)], incarnation=2)
+    bench.advance(5.0)
+    sent = bench.receive("c", items=[accuse("b", 1, by="a")])
+    (gossip,) = to(sent, "c", MessageType.GOSSIP)
+    told = claims(gossip.items)[0]
+    assert (told.subject, told.incarnation, told.state) == (key("b").id, 2, ALIVE)
+    assert bench.state("b") is ALIVE
+
+
+def test_whoever_passes_on_what_we_believe_as_well_is_told_nothing():
+    bench = Bench("a", "b", "c", config=QUIET)
+    bench.meet("a", "b", "c")
+    bench.receive("a", items=[accuse("b", by="a")])
+    bench.advance(0.01)
+    assert bench.receive("c", items=[accuse("b", by="a")]) == []
+
+
 def test_our_own_word_from_an_earlier_run_is_outbid():
     bench = Bench("a", incarnation=1)
     bench.receive("a", MessageType.PING, items=[alive("a"), alive("me", 7)], known=7)
@@ -322,17 +235,81 @@ def test_a_member_back_with_an_old_incarnation_is_told_of_its_newer_one():
     assert [(c.subject, c.incarnation) for c in claims(ack.items)] == [(key("a").id, 5)]
 
 
-def test_a_death_is_signed_only_by_who_has_seen_the_silence():
-    bench = Bench("a", "b", "c", "d")
-    bench.meet("a", "b", "c", "d")
-    bench.receive("a", items=[accuse("b", by=name) for name in ("a", "c", "d")])
-    bench.advance(0.2)
-    bench.run_with(4.5, "a", "c", "d", "b")
+def test_nobody_says_of_another_that_it_is_dead():
+    bench = Bench("a", "b", "c", "d", "e")
+    bench.meet("a", "b", "c", "d", "e")
+    bench.run_with(20.0, "a", "c", "d", "e")
     assert bench.state("b") is DEAD
-    signers = {
-        claim.signer for claim in claims(items_in(bench.sent)) if claim.subject == key("b").id
-    }
-    assert key("me").id not in signers
+    said = [claim for claim in claims(items_in(bench.sent)) if claim.subject == key("b").id]
+    assert {claim.state for claim in said if not claim.by_subject} == {SUSPECT}
+    assert {claim.signer for claim in said if not claim.by_subject} == {key("me").id}
+
+
+def test_a_death_says_who_accused_and_for_how_long_it_was_silent():
+    bench = Bench("a", "b", "c", "d", "e")
+    bench.meet("a", "b", "c", "d", "e")
+    bench.receive("a", items=[accuse("b", by=name, waited=0.25) for name in "acde"])
+    wait = bench.deadline(TimerKind.SUSPICION, "b")
+    bench.advance(wait)
+    suspected, died = (e for e in bench.seen(MemberStateChanged) if e.before is not DEAD)
+    assert (suspected.node, suspected.after) == (key("b").id, SUSPECT)
+    assert suspected.cause.kind is CauseKind.SUSPECTED
+    assert suspected.cause.accusers == (key("a").id,)
+    assert suspected.cause.testimony.waited == 0.25
+    assert (died.node, died.before, died.after) == (key("b").id, SUSPECT, DEAD)
+    assert died.cause.kind is CauseKind.UNREFUTED
+    assert set(died.cause.accusers) == {key(name).id for name in "acde"}
+    assert died.cause.silent_for == pytest.approx(wait)
+
+
+def test_a_suspect_that_is_heard_is_not_concluded_dead_on_what_others_say():
+    bench = Bench("a", "b", "c", "d", "e", config=QUIET)
+    bench.meet("a", "b", "c", "d", "e")
+    bench.receive("a", items=[accuse("b", by=name) for name in "acde"])
+    wait = bench.deadline(TimerKind.SUSPICION, "b")
+    bench.advance(wait / 2)
+    bench.receive("b")  # whatever it is that it has to say
+    bench.advance(wait / 2 + 0.001)
+    assert bench.state("b") is SUSPECT
+    assert bench.deadline(TimerKind.SUSPICION, "b") == pytest.approx(wait, abs=0.01)
+    bench.advance(wait)
+    assert bench.state("b") is DEAD, "it has been silent since"
+
+
+def test_a_suspect_that_is_heard_but_never_refutes_is_dead_in_the_end_as_it_is_to_all():
+    bench = Bench("a", "b", "c", "d", "e", config=QUIET)
+    bench.meet("a", "b", "c", "d", "e")
+    bench.receive("a", items=[accuse("b", by=name) for name in "acde"])
+    wait = bench.deadline(TimerKind.SUSPICION, "b")
+    for _ in range(EXTENSIONS_MAX):
+        bench.advance(wait / 2)
+        bench.receive("b")
+        bench.advance(wait / 2)
+        assert bench.state("b") is SUSPECT
+    bench.receive("b")
+    bench.advance(wait + 0.1)
+    assert bench.state("b") is DEAD
+
+
+def test_a_refutation_says_so():
+    bench = Bench("a", "b")
+    bench.meet("a", "b")
+    bench.receive("a", items=[accuse("b", by="a")])
+    bench.receive("a", items=[alive("b", 2)])
+    change = bench.seen(MemberStateChanged)[-1]
+    assert (change.before, change.after, change.incarnation) == (SUSPECT, ALIVE, 2)
+    assert change.cause == Cause(CauseKind.REFUTED)
+
+
+def test_one_accusation_of_whom_nobody_here_has_heard_is_believed_at_once():
+    bench = Bench("a", "b")
+    bench.meet("a")
+    bench.receive("a", items=[alive("b")])
+    bench.receive("a", items=[accuse("b", by="a")])
+    bench.receive("b", MessageType.PING, known=1)
+    assert bench.state("b") is DEAD, "until it has refuted that"
+    bench.receive("b", MessageType.PING, items=[alive("b", 2)], incarnation=2)
+    assert bench.state("b") is ALIVE
 
 
 def test_a_member_declared_dead_is_alive_only_once_it_is_heard_again():
@@ -402,7 +379,7 @@ def test_a_forgotten_member_is_gone_and_may_come_back():
     bench.meet("a", "b")
     entries = bench.node.statistics().entries
     bench.ledger.forget(key("b").id)
-    bench.do("forget", key("b").id)
+    bench.do("forget", key("b").id, bench.now)
     assert bench.state("b") is None
     assert bench.node.statistics().entries == entries - 2
     bench.receive("a", items=[Item(FactKind.RECORD, record("b")), alive("b")])
@@ -476,8 +453,10 @@ def test_a_member_that_left_is_shown_alive_only_once_it_is_heard_again():
     bench = Bench("a", "b")
     bench.meet("a", "b")
     bench.receive("a", items=[left("a", 1)])
+    assert bench.seen(MemberStateChanged)[-1].cause == Cause(CauseKind.LEFT)
     bench.receive("b", items=[alive("a", 2)])
     assert bench.state("a") is DEAD, "so far it is but hearsay"
+    assert bench.seen(MemberStateChanged)[-1].cause == Cause(CauseKind.CLAIMED)
     bench.receive("a", MessageType.PING, incarnation=2)
     assert bench.state("a") is ALIVE
 
@@ -489,11 +468,9 @@ def test_a_member_that_left_and_came_back_during_a_probe_is_not_accused_for_it()
     name = next(name for name in "ab" if key(name).id == target)
     other = "a" if name == "b" else "b"
     bench.receive(other, items=[left(name, 1), alive(name, 2)])
-    bench.advance(0.99)
-    assert bench.node.statistics().probes_failed == 0
-    bench.advance(0.02)
-    assert bench.node.statistics().probes_failed == 1
+    bench.run_with(10.0, other)
     assert bench.node.statistics().suspicions == 0
+    assert bench.state(name) is DEAD, "it is not heard"
 
 
 # The driver's contract

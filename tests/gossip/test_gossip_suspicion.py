@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshd.gossip.config import GossipConfig
+from meshd.gossip.rtt import RoundTrip
 from meshd.gossip.suspicion import Suspicion, start_suspicion
 
 
@@ -24,8 +26,9 @@ def test_confirmations_shorten_the_timeout(accusers, timeout):
     assert suspicion().deadline(accusers) - 100.0 == pytest.approx(timeout, abs=1e-3)
 
 
-def test_with_nobody_left_to_confirm_the_timeout_is_short_from_the_start():
+def test_without_confirmations_the_timeout_is_the_same_for_all():
     assert suspicion(confirmations_expected=0).deadline(1) == 102.0
+    assert suspicion(confirmations_expected=0).deadline(9) == 102.0
 
 
 @given(st.integers(1, 20), st.integers(0, 8))
@@ -34,19 +37,45 @@ def test_one_more_accuser_never_lengthens_the_timeout(accusers, expected):
     assert 102.0 <= terms.deadline(accusers + 1) <= terms.deadline(accusers) <= 130.0
 
 
-@pytest.mark.parametrize(
-    ("members", "expected", "timeout_min"),
-    [(2, 0, 4.0), (3, 1, 4.0), (4, 2, 4.0), (10, 2, 4.0), (100, 2, 8.0), (1000, 2, 12.0)],
-)
-def test_the_timeout_grows_with_the_logarithm_of_the_mesh(members, expected, timeout_min):
-    terms = start_suspicion(
-        5.0,
-        members=members,
-        probe_interval=1.0,
-        suspicion_mult=4.0,
-        suspicion_max_timeout_mult=6.0,
-        confirmations_expected=2,
+def begun(*, members=10, smoothed=0.0, variation=0.0, **numbers):
+    config = GossipConfig(**numbers)
+    return start_suspicion(
+        5.0, members=members, round_trip=RoundTrip(smoothed, variation), config=config
     )
-    assert terms.confirmations_expected == expected
+
+
+@pytest.mark.parametrize(
+    ("members", "timeout_min"),
+    [(0, 0.6), (2, 0.6), (4, 0.6), (10, 0.6), (100, 1.2), (1000, 1.8), (10_000, 2.4)],
+)
+def test_the_timeout_grows_with_the_logarithm_of_the_mesh(members, timeout_min):
+    terms = begun(members=members)
+    assert terms.started_at == 5.0
     assert terms.timeout_min == pytest.approx(timeout_min)
     assert terms.timeout_max == pytest.approx(6.0 * timeout_min)
+
+
+def test_the_wait_is_counted_in_what_a_refutation_takes():
+    # 4 times 0.15 s, and the round trip with twice its variation.
+    assert begun(smoothed=0.1, variation=0.025).timeout_min == pytest.approx(4.0 * 0.3)
+    assert begun(refutation_interval=0.3).timeout_min == pytest.approx(4.0 * 0.3)
+    assert begun(probe_interval=9.0).timeout_min == begun().timeout_min
+
+
+def test_round_trips_that_take_for_ever_do_not_make_it_wait_for_ever():
+    assert begun(smoothed=9.0, variation=5.0).timeout_min == pytest.approx(4.0 * (0.15 + 0.5))
+
+
+@pytest.mark.parametrize("members", [2, 3, 4, 100])
+def test_fewer_witnesses_do_not_mean_less_doubt(members):
+    terms = begun(members=members)
+    assert terms.confirmations_expected == 3
+    assert terms.deadline(1) == pytest.approx(5.0 + terms.timeout_max)
+
+
+def test_a_countdown_begun_anew_has_the_same_terms_and_is_counted():
+    terms = begun()
+    again = terms.extended(9.0)
+    assert again.extensions == terms.extensions + 1
+    for accusers in range(1, 6):
+        assert again.deadline(accusers) - 9.0 == pytest.approx(terms.deadline(accusers) - 5.0)

@@ -40,6 +40,36 @@ def test_of_deadlines_at_one_instant_the_one_set_first_falls_due_first():
     assert [timers.pop_due(1.0)[1] for _ in range(3)] == [b"c", b"a", b"b"]
 
 
+def test_postponing_moves_only_the_kinds_named_and_none_to_before_the_earliest():
+    timers = Timers()
+    timers.set(TimerKind.SUSPICION, 1.0, b"a")
+    timers.set(TimerKind.SUSPICION, 9.0, b"b")
+    timers.set(TimerKind.PROBE_END, 2.0, b"a")
+    timers.set(TimerKind.GOSSIP, 1.0)
+    timers.postpone({TimerKind.SUSPICION, TimerKind.PROBE_END}, 3.0, earliest=4.5)
+    assert timers.at(TimerKind.SUSPICION, b"a") == 4.5
+    assert timers.at(TimerKind.SUSPICION, b"b") == 12.0
+    assert timers.at(TimerKind.PROBE_END, b"a") == 5.0
+    assert timers.at(TimerKind.GOSSIP) == 1.0
+
+
+def test_what_deadlines_are_about_is_told_by_kind():
+    timers = Timers()
+    timers.set(TimerKind.SUSPICION, 1.0, b"a")
+    timers.set(TimerKind.SUSPICION, 2.0, b"b")
+    timers.set(TimerKind.CONTACT, 1.0, b"c")
+    assert timers.about(TimerKind.SUSPICION) == [b"a", b"b"]
+    assert timers.about(TimerKind.WATCH) == []
+    assert timers.at(TimerKind.WATCH, b"a") is None
+
+
+def test_when_nothing_is_set_there_is_nothing_to_do():
+    timers = Timers()
+    timers.set(TimerKind.PROBE, 1.0)
+    timers.clear()
+    assert timers.next() == (math.inf, "nothing to do")
+
+
 def test_replacing_deadlines_over_and_over_costs_no_memory():
     timers = Timers()
     for step in range(10_000):
