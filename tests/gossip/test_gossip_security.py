@@ -14,6 +14,7 @@ from gossip.harness import (
     MESH,
     SUSPECT,
     Bench,
+    Mesh,
     accuse,
     alive,
     items_in,
@@ -26,6 +27,7 @@ from gossip.harness import (
 from meshd.codec import pack
 from meshd.errors import BadPacket
 from meshd.gossip.claim import INCARNATION_MAX
+from meshd.gossip.config import GossipConfig
 from meshd.gossip.events import (
     BadPacketReceived,
     EquivocationSeen,
@@ -36,7 +38,10 @@ from meshd.gossip.events import (
     MemberRemoved,
     MemberStateChanged,
 )
+from meshd.gossip.observers import WATCHED_MAX
+from meshd.gossip.probe import PROBES_MAX
 from meshd.gossip.sync import TRIES_MAX
+from meshd.gossip.timers import TimerKind
 from meshd.gossip.wire import (
     CLAIM_ITEM,
     ITEMS_MAX,
@@ -104,7 +109,7 @@ def test_a_stale_accusation_changes_nothing(bench):
     bench.receive("b", items=[alive("b", 5)], incarnation=5)
     before = others(bench)
     bench.events.clear()
-    bench.receive("a", items=[accuse("b", 4, by="c"), accuse("b", 1, by="d", state=DEAD)])
+    bench.receive("a", items=[accuse("b", 4, by="c"), accuse("b", 1, by="d")])
     assert others(bench) == before
     assert bench.events == []
 
@@ -145,14 +150,58 @@ def test_an_ack_that_answers_no_ping_of_ours_changes_nothing(bench):
 # What third parties say
 
 
-@pytest.mark.parametrize("state", [SUSPECT, DEAD])
-def test_what_a_third_party_says_kills_nobody(bench, state):
-    bench.receive("a", items=[accuse("b", by="a", state=state)])
+def test_what_a_third_party_says_kills_nobody(bench):
+    bench.receive("a", items=[accuse("b", by="a")])
     assert bench.state("b") is SUSPECT
-    bench.advance(3.5)
-    assert bench.state("b") is SUSPECT, "our own suspicion decides, and it takes its time"
+    bench.run_with(10.0, *"abcde")
+    assert bench.state("b") is SUSPECT, "it does not refute, but it does answer us"
     bench.receive("b", items=[alive("b", 2)], incarnation=2)
     assert bench.state("b") is ALIVE
+
+
+def test_nobody_is_dead_by_another_ones_word(bench):
+    """Rule 5 of claims: that word does not exist, by whomever it is signed."""
+    before = others(bench)
+    bench.events.clear()
+    fields = {1: bytes(key("b").id), 2: 1, 3: int(DEAD), 4: bytes(key("a").id)}
+    by_itself = {1: bytes(key("b").id), 2: 1, 3: int(DEAD)}
+    for body, signer in ((pack(fields), "a"), (pack(by_itself), "b")):
+        signature = key(signer).sign(b"meshd.claim.1\0" + MESH + body)
+        bench.receive("a", items=[Item(CLAIM_ITEM, signature + body)])
+    assert others(bench) == before
+    assert bench.events == [BadPacketReceived(key("a").id, "claim of unknown state")] * 2
+
+
+@pytest.mark.parametrize(
+    ("testimony", "reason"),
+    [
+        ({5: 65_536}, "claim field 5 malformed"),
+        ({5: -1}, "claim field 5 malformed"),
+        ({5: b"now"}, "claim field 5 malformed"),
+        ({6: b"abcd"}, "unknown critical field"),
+        ({5: 300, 6: b"abcdef"}, "testimony of bad length"),
+        ({5: 300, 6: bytes(20)}, "claim field 6 malformed"),
+        ({5: 300, 6: [b"abcd"]}, "claim field 6 malformed"),
+        ({5: 300, 6: b"abcd", 7: b"more"}, "unknown critical field"),
+    ],
+)
+def test_a_malformed_testimony_is_a_bad_packet_and_no_accusation(bench, testimony, reason):
+    before = others(bench)
+    fields = {1: bytes(key("b").id), 2: 1, 3: int(SUSPECT), 4: bytes(key("a").id)}
+    body = pack(fields | testimony)
+    signature = key("a").sign(b"meshd.claim.1\0" + MESH + body)
+    bench.receive("a", items=[Item(CLAIM_ITEM, signature + body)])
+    assert others(bench) == before
+    (event,) = bench.events
+    assert isinstance(event, BadPacketReceived)
+    assert reason in event.reason
+
+
+def test_what_was_witnessed_is_for_people_and_decides_nothing(bench):
+    bench.receive("a", items=[accuse("b", by="a", waited=0.0)])
+    refused = bench.deadline(TimerKind.SUSPICION, "b")
+    bench.receive("a", items=[accuse("c", by="a", waited=65.0, asked="bde")])
+    assert bench.deadline(TimerKind.SUSPICION, "c") == pytest.approx(refused)
 
 
 def test_nobody_leaves_by_another_ones_word(bench):
@@ -168,23 +217,22 @@ def test_nobody_leaves_by_another_ones_word(bench):
 def test_a_relayed_suspicion_is_not_an_independent_confirmation(bench):
     bench.receive("a", items=[accuse("b", by="a")])
     for relay in ("c", "d", "e", "a"):
-        bench.receive(relay, items=[accuse("b", by="a"), accuse("b", by="a", state=DEAD)])
+        bench.receive(relay, items=[accuse("b", by="a"), accuse("b", by="a", waited=9)])
     assert bench.view("b").accusers == (key("a").id,)
-    # Distinct accusers shorten the countdown, from 24 s to 4 s.
-    bench.advance(0.5)
+    slow = bench.deadline(TimerKind.SUSPICION, "b")
     bench.receive("c", items=[accuse("b", by="c"), accuse("b", by="d")])
+    assert bench.deadline(TimerKind.SUSPICION, "b") < slow / 1.5, "distinct accusers shorten it"
     assert set(bench.view("b").accusers) == {key(name).id for name in ("a", "c", "d")}
 
 
 def test_one_accuser_alone_cannot_hurry_a_death():
     bench = Bench("a", "b", "c", "d", "e")
     bench.meet("a", "b", "c", "d", "e")
-    bench.receive("a", items=[accuse("b", by="a", state=DEAD)])
-    membership = bench.node._membership
-    timers = bench.node._timers
-    suspicion = membership.get(key("b").id).suspicion
-    (due,) = [at for (kind, about), (at, _) in timers._set.items() if kind.value == "suspicion"]
-    assert due - bench.now == pytest.approx(suspicion.timeout_max) == pytest.approx(24.0)
+    for waited in (0.0, 0.3, 60.0):
+        bench.receive("a", items=[accuse("b", by="a", waited=waited)])
+    terms = bench.member("b").suspicion
+    left_to_go = bench.deadline(TimerKind.SUSPICION, "b")
+    assert left_to_go == pytest.approx(terms.timeout_max) == pytest.approx(3.6)
 
 
 def test_nobodys_word_but_its_own_revives_a_member(bench):
@@ -212,7 +260,7 @@ def test_another_encoding_of_the_same_word_refutes_nothing(bench):
 @pytest.mark.parametrize("incarnation", [2, 1000, INCARNATION_MAX])
 def test_an_accusation_at_an_incarnation_never_claimed_does_not_matter(bench, incarnation):
     before = others(bench)
-    bench.receive("a", items=[accuse("b", incarnation, by="a", state=DEAD)])
+    bench.receive("a", items=[accuse("b", incarnation, by="a")])
     bench.receive("a", items=[accuse("b", incarnation, by="c")])
     assert others(bench) == before
     bench.receive("b", items=[alive("b", incarnation)], incarnation=incarnation)
@@ -221,7 +269,7 @@ def test_an_accusation_at_an_incarnation_never_claimed_does_not_matter(bench, in
 
 @pytest.mark.parametrize("incarnation", [2, 1000, INCARNATION_MAX])
 def test_an_accusation_of_us_at_an_incarnation_we_never_had_does_not_raise_ours(bench, incarnation):
-    bench.receive("a", items=[accuse("me", incarnation, by="a", state=DEAD)])
+    bench.receive("a", items=[accuse("me", incarnation, by="a")])
     assert bench.node.incarnation == 1
     assert bench.seen(IncarnationRaised) == []
 
@@ -321,6 +369,70 @@ def test_one_bad_item_does_not_spoil_the_others(bench):
         "bad signature",
         "statement too short",
     ]
+
+
+# Accusing everybody
+
+
+def test_who_accuses_everybody_at_once_makes_us_look_at_a_bounded_number():
+    names = [f"m{number}" for number in range(80)]
+    bench = Bench("a", *names)
+    bench.meet("a", *names)
+    bench.advance(0.2)
+    before = len(bench.sent)
+    for name in names:
+        bench.receive("a", items=[accuse(name, by="a")])
+    assert sum(bench.state(name) is SUSPECT for name in names) == 80
+    prober = bench.node._prober
+    assert len(prober._probes) <= PROBES_MAX
+    assert len(prober._watched) <= WATCHED_MAX
+    pinged = [m for m, _ in bench.sent[before:] if m.type is MessageType.PING]
+    assert len(pinged) <= PROBES_MAX
+    before = len(bench.sent)
+    bench.advance(1.0)
+    assert len(prober._watched) <= WATCHED_MAX
+    pings = [m for m, _ in bench.sent[before:] if m.type is MessageType.PING]
+    watching = WATCHED_MAX * 1.0 / GossipConfig().watch_interval
+    assert len(pings) <= watching + 3 * PROBES_MAX
+
+
+def test_who_accuses_everybody_again_and_again_kills_nobody_who_answers():
+    names = [f"m{number}" for number in range(1, 24)]
+    mesh = Mesh("liar", *names)
+    mesh.run(2.0)
+    for _ in range(6):
+        for target in names:
+            for subject in names:
+                if subject != target:
+                    incarnation = mesh.nodes[subject].incarnation
+                    mesh.give("liar", target, accuse(subject, incarnation, by="liar"))
+        mesh.run(1.0)
+    mesh.run(2.0)
+    dead = [e for e in mesh.events if isinstance(e, MemberStateChanged) and e.after is DEAD]
+    assert dead == []
+    for name in names:
+        states = {view.node: view.state for view in mesh.nodes[name].members()}
+        assert set(states.values()) == {ALIVE}
+        assert mesh.nodes[name].incarnation > 6
+
+
+def test_one_datagram_of_what_was_refuted_is_answered_by_one(bench):
+    for name in "bcde":
+        bench.receive(name, items=[alive(name, 9)], incarnation=9)
+    bench.run_with(5.0, *"abcde")
+    stale = [accuse("b", incarnation, by="a") for incarnation in range(1, 7)]
+    sent = bench.receive("a", items=stale)
+    assert [(message.type, target) for message, target in sent] == [
+        (MessageType.GOSSIP, key("a").id)
+    ]
+
+
+def test_who_comes_and_goes_all_the_time_takes_no_turns_from_the_others(bench):
+    for incarnation in range(1, 120):
+        items = [left("b", incarnation), alive("b", incarnation + 1)]
+        bench.receive("b", items=items, incarnation=incarnation + 1)
+        bench.run_with(1.0, *"abcde")
+    assert len(bench.node._prober._order._round) <= 5
 
 
 # Helpers

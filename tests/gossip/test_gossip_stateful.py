@@ -20,6 +20,7 @@ from meshd.gossip.claim import ACCUSERS_MAX
 from meshd.gossip.events import BadPacketReceived, MemberStateChanged
 from meshd.gossip.index import Index, belief_digest
 from meshd.gossip.member import belief_version
+from meshd.gossip.timers import TimerKind
 from meshd.gossip.wire import CLAIM_ITEM, Item, MessageType
 from meshd.keys import NodeId
 from meshd.trust.fact import FactKind
@@ -57,16 +58,31 @@ class Rumours(RuleBasedStateMachine):
         self.says(subject, incarnation, LEFT)
         self.deliver(source, left(subject, incarnation))
 
-    @rule(
-        source=names,
-        subject=names,
-        accuser=names,
-        incarnation=incarnations,
-        state=st.sampled_from([SUSPECT, DEAD]),
-    )
-    def somebody_relays_an_accusation(self, source, subject, accuser, incarnation, state):
+    @rule(source=names, subject=names, accuser=names, incarnation=incarnations)
+    def somebody_relays_an_accusation(self, source, subject, accuser, incarnation):
         if subject != accuser:
-            self.deliver(source, accuse(subject, incarnation, by=accuser, state=state))
+            self.deliver(source, accuse(subject, incarnation, by=accuser))
+
+    @rule(name=names)
+    def the_kernel_says_that_nobody_listens_there(self, name):
+        self.bench.do("unreachable", key(name).id, self.bench.now)
+
+    @rule(name=names)
+    def the_kernel_says_that_the_tunnel_carries(self, name):
+        self.bench.do("carried", key(name).id, self.bench.now)
+
+    @rule(source=names)
+    def somebody_asks_over_tcp(self, source):
+        assert self.bench.ask_over_stream(source, sequence=7).sequence == 7
+
+    @rule(source=names, sequence=st.integers(0, 2**32 - 1))
+    def somebody_answers_what_was_never_asked(self, source, sequence):
+        self.bench.receive(source, MessageType.ACK, sequence=sequence)
+
+    @rule(seconds=st.sampled_from([0.2, 1.0, 10.0]))
+    def we_are_stopped(self, seconds):
+        self.bench.stop(seconds)
+        self.bench.resume()
 
     @rule(source=names, accuser=names, incarnation=incarnations)
     def somebody_accuses_us(self, source, accuser, incarnation):
@@ -93,7 +109,7 @@ class Rumours(RuleBasedStateMachine):
     @rule(name=names)
     def a_member_is_forgotten_and_learnt_again(self, name):
         self.bench.ledger.forget(key(name).id)
-        self.bench.do("forget", key(name).id)
+        self.bench.do("forget", key(name).id, self.bench.now)
         source = next(other for other in NAMES if other != name)
         self.deliver(source, Item(FactKind.RECORD, record(name)))
         self.own[name] = (-1, ALIVE)
@@ -141,6 +157,20 @@ class Rumours(RuleBasedStateMachine):
                 digest = belief_digest(NodeId(member.node), member.version)
                 rebuilt.put(CLAIM_ITEM, member.node, member.version, digest)
         assert rebuilt.buckets() == self.bench.node._index.buckets()
+
+    @invariant()
+    def nothing_grows_without_bound(self):
+        prober = self.bench.node._prober
+        assert len(prober._probes) <= len(NAMES)
+        assert len(prober._watched) <= len(NAMES)
+        assert len(prober._order._round) <= 2 * len(NAMES)
+        assert self.bench.node.statistics().timers_set < 40
+
+    @invariant()
+    def whom_we_show_suspect_has_a_deadline(self):
+        for name in NAMES:
+            if self.bench.state(name) is SUSPECT:
+                assert self.bench.deadline(TimerKind.SUSPICION, name) is not None
 
     @invariant()
     def there_is_always_a_deadline(self):
