@@ -47,8 +47,6 @@ class Wording:
                 return f"suspected by {accusers}{self._tried(cause.testimony)}"
             case CauseKind.UNREFUTED:
                 return f"suspected by {accusers}, and silent for {cause.silent_for:.1f} s since"
-            case CauseKind.BELIEVED:
-                return f"never heard here, and suspected by {accusers}"
             case CauseKind.LEFT:
                 return "left the mesh"
             case CauseKind.RETRACTED:

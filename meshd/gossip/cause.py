@@ -19,7 +19,6 @@ class CauseKind(enum.StrEnum):
     REFUTED = "refuted"  # its own word against an accusation
     SUSPECTED = "suspected"  # by `accusers`, the first of whom testifies
     UNREFUTED = "unrefuted"  # `accusers` stand, and it was silent for `silent_for`
-    BELIEVED = "believed"  # accused by others before we had ever heard it
     LEFT = "left"  # its own word
     RETRACTED = "retracted"  # its accuser is a member no more
 

@@ -7,7 +7,7 @@ less often and wait s + 1 times longer for answers (Lifeguard, section IV-A, LHA
     an ack came in time                                          -1
     a probe failed, and members that were asked sent no nack     +1 each
     a probe failed, and there was nobody to ask                  +1
-    somebody suspected us, and we had to refute                  +1
+    somebody suspected us, and we had to refute                  +1, once until the next ack
     a timer was late by as long as an ack may take               +1
 """
 
@@ -20,6 +20,7 @@ class Health:
     def __init__(self, *, score_max: int) -> None:
         self._score_max = score_max
         self.score = 0
+        self._refuted = False
 
     @property
     def multiplier(self) -> int:
@@ -29,6 +30,13 @@ class Health:
     def better(self) -> None:
         """Note that something went as it should."""
         self.score = max(self.score - 1, 0)
+        self._refuted = False
+
+    def refuted(self) -> None:
+        """Note that we were suspected.  Were each time to count, one member could slow us down."""
+        if not self._refuted:
+            self._refuted = True
+            self.worse()
 
     def worse(self, by: int = 1) -> None:
         """Note hints that we are in trouble."""

@@ -187,7 +187,7 @@ class Membership:
         """Take in which nodes are members."""
         present = dict.fromkeys(admitted)
         for node in [member.node for member in self._members if member.node not in present]:
-            self.remove(node)
+            self.remove(node, now)
         for node in admitted:
             self.add(node, now)
 
@@ -201,7 +201,7 @@ class Membership:
             delay = self._config.first_contact_timeout * (1.0 + 0.25 * self._rng.random())
             self._timers.set(TimerKind.CONTACT, now + delay, node)
 
-    def remove(self, node: NodeId) -> None:
+    def remove(self, node: NodeId, now: float) -> None:
         """Forget a member, and what it has said about others."""
         member = self._members.get(node)
         if member is None:
@@ -216,7 +216,7 @@ class Membership:
             self._broadcasts.drop((CLAIM_ITEM, node, b""))
             self._drop_accusations(member.belief)
         for other in self._members:
-            self._retract(other, node)
+            self._retract(other, node, now)
         self.events.append(MemberRemoved(node))
 
     # What is said
@@ -374,7 +374,7 @@ class Membership:
         if relay and (claim.by_subject or not self._enough(member, claim)):
             self._broadcast(claim)
         self._put_index(member)
-        self._show(member, before, _cause(claim, known, dead=member.dead))
+        self._show(member, before, _cause(claim, known))
 
     def _revise(self, member: Member, known: Belief | None, now: float) -> None:
         """Take in a member's own newer word."""
@@ -408,14 +408,16 @@ class Membership:
         deadline = member.suspicion.deadline(len(member.belief.accusations))
         self._timers.set(TimerKind.SUSPICION, max(deadline, now), member.node)
 
-    def _retract(self, member: Member, accuser: NodeId) -> None:
+    def _retract(self, member: Member, accuser: NodeId, now: float) -> None:
         """Take back what a node that is a member no more has said about another."""
         if member.belief is None or member.belief.accused_by(accuser) is None:
             return
         before = member.shown
         self._broadcasts.drop((CLAIM_ITEM, member.node, accuser))
         member.belief = member.belief.without(accuser)
-        if not member.belief.accusations and member.suspicion is not None:
+        if member.suspicion is not None and member.belief.accusations:
+            self._suspect(member, now)
+        elif member.suspicion is not None:
             member.suspicion = None
             self._timers.cancel(TimerKind.SUSPICION, member.node)
         self._show(member, before, Cause(CauseKind.RETRACTED))
@@ -446,7 +448,7 @@ class Membership:
         self.claims_verified += 1
         self.refutations += 1
         if not claim.by_subject:
-            self._health.worse()
+            self._health.refuted()
         self.own = self._claim_self(claim.incarnation + 1, MemberState.ALIVE)
         self.events.append(IncarnationRaised(self.own.incarnation))
         return True
@@ -496,11 +498,10 @@ class Membership:
         )
 
 
-def _cause(claim: Claim, known: Belief | None, *, dead: bool) -> Cause:
+def _cause(claim: Claim, known: Belief | None) -> Cause:
     """Return why a member is shown otherwise, where a claim has changed that."""
     if not claim.by_subject:
-        kind = CauseKind.BELIEVED if dead else CauseKind.SUSPECTED
-        return Cause(kind, (claim.signer,), claim.testimony)
+        return Cause(CauseKind.SUSPECTED, (claim.signer,), claim.testimony)
     if claim.state is MemberState.LEFT:
         return Cause(CauseKind.LEFT)
     refuted = known is not None and bool(known.accusations)

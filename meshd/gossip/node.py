@@ -276,7 +276,7 @@ class Node:
 
     def forget(self, node: NodeId, now: float) -> None:
         """Drop a member that the ledger has forgotten.  It comes back if anyone still holds it."""
-        self._membership.remove(node)
+        self._membership.remove(node, now)
         self._index.remove(FactKind.RECORD, node)
         self._broadcasts.drop((FactKind.RECORD, node, b""))
         self._settle(now)
@@ -593,7 +593,7 @@ class Node:
                 if self._ledger.admitted(node):
                     self._membership.add(node, now)
                 else:
-                    self._membership.remove(node)
+                    self._membership.remove(node, now)
         else:
             self._refresh_members(now)
 

@@ -285,7 +285,12 @@ class Prober:
     def _watch(self, node: NodeId, pause: float, now: float) -> None:
         known = self._watched.get(node)
         if known is None and len(self._watched) >= WATCHED_MAX:
-            return
+            # A duty comes before a late look.
+            late = max(self._watched, key=lambda watched: self._watched[watched])
+            if self._watched[late] <= pause:
+                return
+            del self._watched[late]
+            self._timers.cancel(TimerKind.WATCH, late)
         if known is None or pause < known:
             self._watched[node] = pause
             self._timers.set(TimerKind.WATCH, now + pause, node)

@@ -10,9 +10,9 @@ Rule 3: a member that was not measured yet is allowed what all members together 
 
 Rule 4: a round trip during which we did not run is not measured.
 
-     sample   10 ms   10 ms   12 ms          80 ms    80 ms
-     smoothed 10      10      10.3   ...     18.9     26.5
-     allowed  100     100     100            166      207     (ms, between 100 and 500)
+     sample    10 ms   10 ms   12 ms   80 ms   80 ms   80 ms
+     smoothed  10      10      10.2    19.0    26.6    33.3
+     allowed   100     100     100     100     147     177    (ms, between 100 and 500)
 """
 
 from __future__ import annotations

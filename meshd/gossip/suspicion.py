@@ -16,7 +16,8 @@ Rule 4: fewer witnesses do not mean less doubt.  Where there are not as many mem
     timeout = max - (max - min) * log(confirmations + 1) / log(confirmations_expected + 1)
     min     = suspicion_mult * max(1, log10(members)) * (refutation_interval + round trip)
     max     = suspicion_max_timeout_mult * min
-    where the round trip is what all members together take, and at most probe_timeout
+    where the round trip is what all members take, smoothed, with its variation, and at most
+    probe_timeout
 
      accused                    min                                       max
         │────────────────────────┼─────────────────────────────────────────┤
@@ -68,7 +69,7 @@ def start_suspicion(
     now: float, *, members: int, round_trip: RoundTrip, config: GossipConfig
 ) -> Suspicion:
     """Begin a countdown in a mesh of so many live members whose round trips take so long."""
-    typical = round_trip.smoothed + 2.0 * round_trip.variation
+    typical = round_trip.smoothed + round_trip.variation
     refutation = config.refutation_interval + min(typical, config.probe_timeout)
     timeout_min = config.suspicion_mult * max(1.0, math.log10(max(members, 1))) * refutation
     return Suspicion(

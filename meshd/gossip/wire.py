@@ -210,6 +210,6 @@ def _summary_untrusted(fields: Fields) -> Summary:
 
 def _ids_untrusted(fields: Fields) -> tuple[bytes, ...]:
     packed = fields.blob(10, maximum=WANT_IDS_MAX * ID_BYTES)
-    if len(packed) % ID_BYTES:
+    if not packed or len(packed) % ID_BYTES:
         raise BadPacket("want of bad length")
     return tuple(packed[at : at + ID_BYTES] for at in range(0, len(packed), ID_BYTES))
