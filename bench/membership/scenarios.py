@@ -188,6 +188,7 @@ class Trial:
             self._record(f"{kind}_mib", median / 2**20)
         protocols = {name: count / seconds for name, count in spent.bytes.items()}
         self._results.detail("steady_bytes_per_s", self._size, cluster.side, protocols)
+        self._results.detail("steady", self._size, cluster.side, cluster.counters())
 
     def _event(self) -> None:
         cluster = self._cluster
