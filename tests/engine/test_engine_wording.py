@@ -8,7 +8,7 @@ from meshd.gossip.claim import Testimony as Said  # by its own name pytest takes
 from meshd.keys import NodeId
 
 NAMES = {NodeId(bytes([number]) * 32): name for number, name in enumerate("abcdefgh", start=1)}
-A, B, C, D, E, *_ = NAMES
+A, _, C, D, E, *_ = NAMES
 
 
 @pytest.fixture
@@ -55,11 +55,6 @@ def prefixes(*nodes):
             Cause(CauseKind.UNREFUTED, (A, C, D, E), silent_for=0.62),
             "suspected by a, c, d and e, and silent for 0.6 s since",
         ),
-        (Cause(CauseKind.BELIEVED, (B,)), "never heard here, and suspected by b"),
-        (
-            Cause(CauseKind.BELIEVED, (B,), Said(0.3)),
-            "never heard here, and suspected by b",
-        ),
         (Cause(CauseKind.LEFT), "left the mesh"),
         (
             Cause(CauseKind.RETRACTED),
@@ -92,10 +87,6 @@ def test_the_text_of_each_cause(wording, cause, text):
             Cause(CauseKind.UNREFUTED, (A, C), silent_for=0.62345),
             {"cause": "unrefuted", "accusers": ("a", "c"), "silent_for_s": 0.623},
         ),
-        (
-            Cause(CauseKind.BELIEVED, (B,), Said(0.3, prefixes(D))),
-            {"cause": "believed", "accusers": ("b",), "waited_ms": 300, "asked": ("d",)},
-        ),
     ],
 )
 def test_the_fields_of_each_cause(wording, cause, details):
@@ -115,7 +106,6 @@ def test_the_names_of_causes_in_json_do_not_change():
         "refuted",
         "suspected",
         "unrefuted",
-        "believed",
         "left",
         "retracted",
     ]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.harness import QUIET, Bench, accuse, key, name_of, to
+from gossip.harness import QUIET, Bench, accuse, alive, key, name_of, to
 from meshd.gossip.config import GossipConfig
 from meshd.gossip.health import Health
 from meshd.gossip.timers import TimerKind
@@ -150,10 +150,32 @@ def test_to_be_suspected_makes_it_worse_by_one():
     assert bench.health == 1, "that is refuted already"
 
 
+def test_whoever_accuses_us_again_and_again_does_not_slow_us_down():
+    bench = Bench(*NAMES)
+    bench.meet(*NAMES)
+    for _ in range(60):
+        bench.receive("a", items=[accuse("me", bench.node.incarnation, by="a")])
+        bench.run_with(0.5, *NAMES)
+        assert bench.health <= 1
+    assert bench.node.incarnation == 61
+
+
+def test_to_be_suspected_counts_again_after_an_ack():
+    bench, probe, target = probing(*NAMES)
+    bench.receive("a", items=[accuse("me", 1, by="a")])
+    bench.receive("a", items=[accuse("me", 2, by="a")])
+    assert bench.health == 1
+    bench.receive(target, MessageType.ACK, sequence=probe.sequence)
+    assert bench.health == 0
+    bench.receive("a", items=[accuse("me", 3, by="a")])
+    assert bench.health == 1
+
+
 def test_our_own_word_from_an_earlier_run_says_nothing_of_our_health():
     bench = Bench("a", config=QUIET)
     bench.meet("a")
-    bench.receive("a", items=[accuse("me", 7, by="a")])
+    bench.receive("a", items=[alive("me", 7)])
+    assert bench.node.incarnation == 8
     assert bench.health == 0
 
 

@@ -286,8 +286,9 @@ def test_a_suspect_that_is_heard_but_never_refutes_is_dead_in_the_end_as_it_is_t
         bench.receive("b")
         bench.advance(wait / 2)
         assert bench.state("b") is SUSPECT
+    bench.advance(wait / 2)
     bench.receive("b")
-    bench.advance(wait + 0.1)
+    bench.advance(wait / 2 + 0.01)
     assert bench.state("b") is DEAD
 
 

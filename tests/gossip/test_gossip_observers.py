@@ -327,6 +327,25 @@ def test_no_more_suspects_are_watched_than_we_can_follow():
     assert len(bench.node._prober._watched) == WATCHED_MAX
 
 
+def test_a_duty_comes_before_a_late_look():
+    names = [f"m{number}" for number in range(40)]
+    bench = Bench("a", *names, config=QUIET)
+    bench.meet("a", *names)
+    table = bench.node._membership.table
+    ours = [n for n in names if key("me").id in observers_of(key(n).id, table, CONFIG)]
+    late = [name for name in names if name not in ours]
+    for name in late[:WATCHED_MAX]:
+        bench.receive("a", items=[accuse(name, by="a")])
+    assert len(bench.node._prober._watched) == WATCHED_MAX
+    for name in (*ours, *late[WATCHED_MAX:]):
+        bench.receive("a", items=[accuse(name, by="a")])
+    assert len(bench.node._prober._watched) == WATCHED_MAX
+    for name in ours:
+        assert bench.deadline(TimerKind.WATCH, name) == pytest.approx(CONFIG.watch_interval)
+    watching = [name for name in late if bench.deadline(TimerKind.WATCH, name) is not None]
+    assert len(watching) == WATCHED_MAX - len(ours)
+
+
 # The suspect
 
 

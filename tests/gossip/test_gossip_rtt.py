@@ -47,6 +47,14 @@ def test_any_history_gives_what_the_rfc_gives(values):
     assert known.variation == pytest.approx(variation)
 
 
+def test_a_sudden_delay_is_followed_within_a_few_samples():
+    known, allowed = None, []
+    for value in (0.010, 0.010, 0.012, 0.080, 0.080, 0.080):
+        known = measured(known, value)
+        allowed.append(round(clamped(known), 3))
+    assert allowed == [0.1, 0.1, 0.1, 0.1, 0.147, 0.177]
+
+
 @given(samples)
 def test_the_estimate_stays_among_what_was_measured(values):
     known = estimate(values)

@@ -334,6 +334,17 @@ def test_a_revoked_member_is_out_with_all_it_has_said(bench):
     assert bench.state("b") is ALIVE
 
 
+def test_what_the_revoked_have_confirmed_hurries_no_death(bench):
+    bench.receive("a", items=[accuse("b", by="a")])
+    alone = bench.deadline(TimerKind.SUSPICION, "b")
+    bench.receive("a", items=[accuse("b", by=name) for name in "cde"])
+    assert bench.deadline(TimerKind.SUSPICION, "b") < alone / 2
+    for name in "cde":
+        bench.receive("a", items=[Item(FactKind.REVOCATION, revocation(name))])
+    assert bench.view("b").accusers == (key("a").id,)
+    assert bench.deadline(TimerKind.SUSPICION, "b") == pytest.approx(alone)
+
+
 def test_a_datagram_that_revokes_its_own_sender_is_its_last(bench):
     sent = bench.receive(
         "a", MessageType.PING, items=[Item(FactKind.REVOCATION, revocation("a"))], sequence=5

@@ -56,14 +56,14 @@ def test_the_timeout_grows_with_the_logarithm_of_the_mesh(members, timeout_min):
 
 
 def test_the_wait_is_counted_in_what_a_refutation_takes():
-    # 4 times 0.15 s, and the round trip with twice its variation.
-    assert begun(smoothed=0.1, variation=0.025).timeout_min == pytest.approx(4.0 * 0.3)
+    # 4 times 0.15 s, and half a round trip with its variation: for the answer to come our way.
+    assert begun(smoothed=0.1, variation=0.02).timeout_min == pytest.approx(4.0 * 0.21)
     assert begun(refutation_interval=0.3).timeout_min == pytest.approx(4.0 * 0.3)
     assert begun(probe_interval=9.0).timeout_min == begun().timeout_min
 
 
 def test_round_trips_that_take_for_ever_do_not_make_it_wait_for_ever():
-    assert begun(smoothed=9.0, variation=5.0).timeout_min == pytest.approx(4.0 * (0.15 + 0.5))
+    assert begun(smoothed=9.0, variation=5.0).timeout_min == pytest.approx(4.0 * (0.15 + 0.25))
 
 
 @pytest.mark.parametrize("members", [2, 3, 4, 100])

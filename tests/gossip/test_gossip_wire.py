@@ -178,6 +178,7 @@ def test_the_bytes_on_the_wire_do_not_change(message, datagram):
         (b"\x01\x00\x83\x01\x07\x02\x01\x05\xc4\x20" + bytes(32), "unknown critical field"),
         (b"\x01\x02\x82\x01\x07\x02\x01", "malformed"),
         (b"\x01\x07\x83\x01\x07\x02\x01\x0a\xc4\x03abc", "bad length"),
+        (b"\x01\x07\x83\x01\x07\x02\x01\x0a\xc4\x00", "bad length"),
     ],
 )
 def test_what_breaks_a_rule_is_refused_with_a_reason(datagram, reason):
