@@ -65,6 +65,6 @@ class GossipConfig:
 
     # Anti-entropy (see `sync`)
     digest_interval: float = 10.0
-    digest_settle: float = 2.0
+    digest_settle: float = 1.0
     digest_retry: float = 0.25
     answer_timeout: float = 0.4

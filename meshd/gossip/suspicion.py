@@ -14,7 +14,7 @@ Rule 4: fewer witnesses do not mean less doubt.  Where there are not as many mem
         confirmations are expected, the wait stays long.  (Lifeguard lowers its expectation.)
 
     timeout = max - (max - min) * log(confirmations + 1) / log(confirmations_expected + 1)
-    min     = suspicion_mult * max(1, log10(members)) * (refutation_interval + round trip)
+    min     = suspicion_mult * max(1, log10(members)) * (refutation_interval + round trip / 2)
     max     = suspicion_max_timeout_mult * min
     where the round trip is what all members take, smoothed, with its variation, and at most
     probe_timeout
@@ -69,8 +69,8 @@ def start_suspicion(
     now: float, *, members: int, round_trip: RoundTrip, config: GossipConfig
 ) -> Suspicion:
     """Begin a countdown in a mesh of so many live members whose round trips take so long."""
-    typical = round_trip.smoothed + round_trip.variation
-    refutation = config.refutation_interval + min(typical, config.probe_timeout)
+    one_way = min(round_trip.smoothed + round_trip.variation, config.probe_timeout) / 2
+    refutation = config.refutation_interval + one_way
     timeout_min = config.suspicion_mult * max(1.0, math.log10(max(members, 1))) * refutation
     return Suspicion(
         started_at=now,
