@@ -155,11 +155,13 @@ def restart(cluster, host, rng):
         cluster.join(host.name, seed)
 
 
-def run_chaos(seed, *, size=6, chaos_seconds=CHAOS_SECONDS, converge_seconds=CONVERGE_SECONDS):
+def run_chaos(
+    seed, *, size=6, chaos_seconds=CHAOS_SECONDS, converge_seconds=CONVERGE_SECONDS, config=None
+):
     """Run one history from its seed to convergence.  Return the cluster."""
     print(f"seed {seed}, size {size}")
     rng = Random(f"scenario {seed}")
-    cluster = Cluster(size, seed=seed, start=False)
+    cluster = Cluster(size, seed=seed, config=config, start=False)
     safety = Safety(cluster)
     malice = Malice(cluster, f"n{size - 1}") if size >= MALICE_SIZE_MIN and not seed % 3 else None
     for number, name in enumerate(cluster.hosts):

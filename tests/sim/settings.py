@@ -151,6 +151,8 @@ SWITCHES = {
     "evidence": {"evidence_max": 0},
     "pace": {"gossip_interval_min": GossipConfig().gossip_interval},
 }
+ALL_OF_THESE = "all of these"  # what is left is SWIM, with our suspicion timeouts
+SWITCHES[ALL_OF_THESE] = {key: value for off in SWITCHES.values() for key, value in off.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from meshd.gossip.config import GossipConfig
 from sim.scenarios import run_chaos
 from sim.soak import corpus
 
@@ -22,6 +23,17 @@ def test_whatever_happens_the_mesh_heals_once_the_network_has(seed, size):
 
 def test_a_larger_mesh_heals_as_well():
     run_chaos(1, size=16, chaos_seconds=40.0)
+
+
+def run_many(seeds, **kwargs):
+    for seed in seeds:
+        run_chaos(seed, **kwargs)
+
+
+def test_chaos_finds_out_a_mesh_that_concludes_too_soon():
+    hasty = GossipConfig(suspicion_mult=0.2, confirmations_expected=0, observers=0)
+    with pytest.raises(AssertionError, match="is dead"):
+        run_many(range(20), size=8, config=hasty)
 
 
 def test_one_seed_is_one_history():
