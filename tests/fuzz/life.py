@@ -53,8 +53,8 @@ from meshd.gossip.wire import (
 from meshd.keys import SIGNATURE_BYTES
 
 CHECK_EVERY = 2048  # inputs
-_BURST_EVERY = 4096  # inputs
-_BURST_INPUTS = 1500
+_BURST_EVERY = 16384  # inputs
+_BURST_INPUTS = 3000
 _ABSENCE_EVERY = 512  # inputs
 _BOASTING = 0.25  # of all lives
 _GOSSIP_HEAD = 2  # version and type
@@ -101,7 +101,7 @@ class Life:
             if record_step is not None:
                 record_step(step)
             table.do(step)
-            if self.inputs % CHECK_EVERY == 0:
+            if self.inputs % CHECK_EVERY == 0 or self.inputs == self._burst_until:
                 table.check()
                 if until is not None and until():
                     return True
@@ -260,14 +260,14 @@ class Life:
 
     def _flood(self):
         """The partner of an exchange holds more and more of what nobody has heard of."""
-        for datagram, target in reversed(self.table.sent):
-            if datagram[1] == MessageType.DIGEST:
-                ids = sorted(self._rng.randbytes(8) for _ in range(SUMMARY_ENTRIES_MAX))
-                entries = tuple(EntrySummary(id_, 1, bytes(8)) for id_ in ids)
-                summary = Summary(ALL_BUCKETS, FIRST_ID, ids[-1], entries)
-                sequence = decode_untrusted(datagram).sequence
-                return NAME_OF[target], Message(MessageType.SUMMARY, sequence, summary=summary)
-        return self._question()
+        if self.table.digest is None:
+            return self._question()
+        datagram, target = self.table.digest
+        ids = sorted(self._rng.randbytes(8) for _ in range(SUMMARY_ENTRIES_MAX))
+        entries = tuple(EntrySummary(id_, 1, bytes(8)) for id_ in ids)
+        summary = Summary(ALL_BUCKETS, ids[0], ids[-1], entries)
+        sequence = decode_untrusted(datagram).sequence
+        return NAME_OF[target], Message(MessageType.SUMMARY, sequence, summary=summary)
 
     def _question(self):
         """A member asks for a ping of another, or says what came of one."""

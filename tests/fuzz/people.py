@@ -1,10 +1,10 @@
 """Who is about when a node is fuzzed, and everything that they can validly say.
 
-me                the node itself
-a b c             members that have gone bad: the fuzzer signs whatever it likes with their keys
-d e f g           honest members: of theirs there is only what they have signed beforehand
-x y               admitted, but not known to the node until it is given their records
-s                 a stranger, with a key and no record
+- me: the node itself
+- a b c h … o: members that have gone bad: the fuzzer signs whatever it likes with their keys
+- d e f g: honest members: of theirs there is only what they would have signed
+- x y: admitted, but not known to the node until it is given their records
+- s: a stranger, with a key and no record
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from meshd.trust.fact import FactKind
 from meshd.trust.signed import Statement, sign
 
 OWN = "me"
-BAD = ("a", "b", "c")
+BAD = ("a", "b", "c", *"hijklmno")  # more than accusations are kept of
 HONEST = ("d", "e", "f", "g")
 NEWCOMERS = ("x", "y")
 STRANGERS = ("s",)

@@ -83,6 +83,7 @@ class Table:
             incarnation=1,
         )
         self.sent = []  # the newest of what the node has sent, as (datagram, target)
+        self.digest = None  # the newest that it has sent, likewise
         self.met = Counter()
         self.reasons = set()
         self._bad_packets = 0
@@ -220,8 +221,10 @@ class Table:
         if sent:
             if len(sent) > outputs_max(_OTHERS_MAX):
                 raise Violation(f"{len(sent)} datagrams in answer to one input")
-            for datagram, _ in sent:
+            for datagram, target in sent:
                 self._check_sent(datagram)
+                if datagram[1] == MessageType.DIGEST:
+                    self.digest = datagram, target
             self.sent = [*self.sent, *sent][-_SENT_KEPT:]
         for stream in node.streams_to_open():
             self.met["stream to open"] += 1
