@@ -6,8 +6,10 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from meshd.gossip.claim import MemberState
+
 if TYPE_CHECKING:
-    from meshd.gossip.claim import Testimony
+    from meshd.gossip.claim import Belief, Claim, Testimony
     from meshd.keys import NodeId
 
 
@@ -31,3 +33,13 @@ class Cause:
     accusers: tuple[NodeId, ...] = ()
     testimony: Testimony | None = None
     silent_for: float = 0.0  # seconds between the first accusation and the conclusion
+
+
+def cause_of(claim: Claim, known: Belief | None) -> Cause:
+    """Return why a member is shown otherwise, where a claim has changed that."""
+    if not claim.by_subject:
+        return Cause(CauseKind.SUSPECTED, (claim.signer,), claim.testimony)
+    if claim.state is MemberState.LEFT:
+        return Cause(CauseKind.LEFT)
+    refuted = known is not None and bool(known.accusations)
+    return Cause(CauseKind.REFUTED if refuted else CauseKind.CLAIMED)

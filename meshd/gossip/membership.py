@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from meshd.gossip.cause import Cause, CauseKind
+from meshd.gossip.cause import Cause, CauseKind, cause_of
 from meshd.gossip.claim import (
     INCARNATION_MAX,
     Belief,
@@ -374,7 +374,7 @@ class Membership:
         if relay and (claim.by_subject or not self._enough(member, claim)):
             self._broadcast(claim)
         self._put_index(member)
-        self._show(member, before, _cause(claim, known))
+        self._show(member, before, cause_of(claim, known))
 
     def _revise(self, member: Member, known: Belief | None, now: float) -> None:
         """Take in a member's own newer word."""
@@ -496,13 +496,3 @@ class Membership:
         self.events.append(
             MemberStateChanged(member.node, before, after, member.incarnation, cause)
         )
-
-
-def _cause(claim: Claim, known: Belief | None) -> Cause:
-    """Return why a member is shown otherwise, where a claim has changed that."""
-    if not claim.by_subject:
-        return Cause(CauseKind.SUSPECTED, (claim.signer,), claim.testimony)
-    if claim.state is MemberState.LEFT:
-        return Cause(CauseKind.LEFT)
-    refuted = known is not None and bool(known.accusations)
-    return Cause(CauseKind.REFUTED if refuted else CauseKind.CLAIMED)

@@ -31,7 +31,8 @@ What is put together here, one idea to a file:
     observers   who looks at a suspect at once           contact     when the silent are pinged
     broadcast   what is told, and how often              pace        how soon
     sync        anti-entropy                             index       digest of all that replicates
-    outbox      datagrams, with what goes along          wire        bytes
+    intake      what comes in, and what follows          wire        bytes
+    outbox      datagrams, with what goes along          counters    for metrics
     timers      deadlines, with reasons
 """
 
@@ -39,21 +40,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.errors import BadPacket
 from meshd.gossip.broadcast import BroadcastQueue
 from meshd.gossip.claim import MemberState
 from meshd.gossip.contact import contact_delay, retry_delay
+from meshd.gossip.counters import NodeStatistics
 from meshd.gossip.events import (
     BadPacketReceived,
-    EquivocationSeen,
-    FactLearned,
     LeaveAnnounced,
 )
 from meshd.gossip.health import Health
 from meshd.gossip.index import Index, entry_id
+from meshd.gossip.intake import Intake
 from meshd.gossip.member_table import MemberTable
 from meshd.gossip.membership import Membership
 from meshd.gossip.outbox import Outbox
@@ -64,18 +64,15 @@ from meshd.gossip.probe import Prober
 from meshd.gossip.sync import Sync
 from meshd.gossip.timers import Timer, TimerKind, Timers
 from meshd.gossip.wire import (
-    CLAIM_ITEM,
-    Item,
     Message,
     MessageType,
     decode_untrusted,
 )
 from meshd.keys import NodeId
 from meshd.trust.fact import FactKind
-from meshd.trust.ledger import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from random import Random
 
     from meshd.gossip.config import GossipConfig
@@ -88,41 +85,8 @@ if TYPE_CHECKING:
     from meshd.trust.fact import Fact
 
 
-CORRECTIONS_MAX = 4  # in the answer to one datagram; as many as fit
-
 # The deadlines by which others are judged.
 _JUDGING = frozenset({TimerKind.PROBE_TIMEOUT, TimerKind.PROBE_END, TimerKind.SUSPICION})
-
-
-@dataclass(frozen=True, slots=True)
-class NodeStatistics:
-    """Counters since the node was made, and sizes as they are."""
-
-    members: dict[MemberState, int]
-    incarnation: int
-    datagrams_sent: int
-    bytes_sent: int
-    datagrams_received: int
-    bytes_received: int
-    bad_packets: int
-    probes_acked: int
-    probes_acked_indirectly: int
-    probes_acked_streams: int
-    probes_excused: int
-    probes_failed: int
-    streams_opened: int
-    health_score: int
-    suspicions: int
-    deaths: int
-    refutations: int
-    claims_verified: int
-    claims_dropped: int
-    facts_learned: int
-    exchanges: int
-    broadcasts_queued: int
-    pings_waiting: int
-    timers_set: int
-    entries: int
 
 
 class Node:
@@ -142,7 +106,6 @@ class Node:
         index: Index | None = None,
     ) -> None:
         """`table` and `index` are for simulations, which give many nodes one that is shared."""
-        self._ledger = ledger
         self._config = config
         self._rng = rng
         self._timers = Timers()
@@ -163,6 +126,9 @@ class Node:
         )
         self._sync = Sync(self._index, config=config, rng=rng, now=now)
         self._outbox = Outbox(self._membership, self._broadcasts, ledger)
+        self._intake = Intake(
+            ledger, self._membership, self._index, self._broadcasts, self._outbox, self._sync
+        )
         self._pinger = Pinger(self._membership, self._outbox, self._timers, config=config, rng=rng)
         self._prober = Prober(
             self._membership,
@@ -175,10 +141,12 @@ class Node:
         )
         self._gossiped_at = now - config.gossip_interval
         self._leave_rounds = 0
-        self._counts: Counter[str] = Counter()
+        self._datagrams_received = 0
+        self._bytes_received = 0
+        self._bad_packets = 0
         for fact in ledger.facts():
             self._index.put(fact.kind, fact.key, fact.version, fact.digest)
-        self._refresh_members(now)
+        self._intake.refresh_members(now)
         self._timers.set(TimerKind.PROBE, now + config.probe_interval * rng.random())
         self._settle(now)
 
@@ -193,7 +161,7 @@ class Node:
             if message.type is MessageType.PING:
                 self._outbox.send_piggybacked(source, MessageType.ACK, message.sequence)
             return
-        seen = self._merge_items(message, source, now, wall)
+        seen = self._intake.merge_items_untrusted(message, source, now, wall)
         member = self._hear(source, message, now)
         if member is not None:
             self._dispatch(member, message, seen, now)
@@ -211,7 +179,7 @@ class Node:
             self._bad_packet(source, "no ping on a stream")
             return None
         if not self._membership.left:
-            self._merge_items(message, source, now, wall)
+            self._intake.merge_items_untrusted(message, source, now, wall)
             self._hear(source, message, now)
             self._settle(now)
         if self._membership.get(source) is None:
@@ -264,7 +232,7 @@ class Node:
 
     def fact_added(self, fact: Fact, now: float) -> None:
         """Spread a fact that the ledger has learnt other than through us."""
-        self._take_facts([fact], now, broadcast=True)
+        self._intake.take_facts([fact], now, broadcast=True)
         self._settle(now)
 
     def ping(self, node: NodeId, now: float) -> int:
@@ -344,16 +312,16 @@ class Node:
 
     def statistics(self) -> NodeStatistics:
         """Return counters and sizes."""
-        counts, membership = self._counts, self._membership
+        membership = self._membership
         shown = Counter(member.shown for member in membership)
         return NodeStatistics(
             members={state: shown[state] for state in MemberState},
             incarnation=self.incarnation,
             datagrams_sent=self._outbox.datagrams_sent,
             bytes_sent=self._outbox.bytes_sent,
-            datagrams_received=counts["datagrams_received"],
-            bytes_received=counts["bytes_received"],
-            bad_packets=counts["bad_packets"],
+            datagrams_received=self._datagrams_received,
+            bytes_received=self._bytes_received,
+            bad_packets=self._bad_packets + self._intake.bad_packets,
             probes_acked=self._prober.acked,
             probes_acked_indirectly=self._prober.acked_indirectly,
             probes_acked_streams=self._prober.acked_streams,
@@ -366,7 +334,7 @@ class Node:
             refutations=membership.refutations,
             claims_verified=membership.claims_verified,
             claims_dropped=membership.claims_dropped,
-            facts_learned=counts["facts_learned"],
+            facts_learned=self._intake.facts_learned,
             exchanges=self._sync.exchanges,
             broadcasts_queued=len(self._broadcasts),
             pings_waiting=len(self._pinger),
@@ -418,8 +386,8 @@ class Node:
     # Messages
 
     def _open_untrusted(self, datagram: bytes, source: NodeId) -> Message | None:
-        self._counts["datagrams_received"] += 1
-        self._counts["bytes_received"] += len(datagram)
+        self._datagrams_received += 1
+        self._bytes_received += len(datagram)
         if self._membership.get(source) is None:
             self._bad_packet(source, "not a member")
             return None
@@ -527,84 +495,10 @@ class Node:
         if self._timers.at(TimerKind.DIGEST) != self._sync.at:
             self._timers.set(TimerKind.DIGEST, self._sync.at)
 
-    # Items
-
-    def _merge_items(
-        self, message: Message, source: NodeId, now: float, wall: float
-    ) -> list[tuple[int, bytes]]:
-        """Take in facts, then claims.  Return what they are about."""
-        # What a newcomer fetches, everybody else knows; what a settled member fetches is news.
-        relay = message.type is not MessageType.FACTS or self._sync.settled
-        seen: list[tuple[int, bytes]] = []
-        corrections: list[Item] = []
-        changed: list[Fact] = []
-        # A claim about somebody whose record comes in the same datagram must find it known.
-        for item in sorted(message.items, key=lambda item: item.kind == CLAIM_ITEM):
-            if item.kind == CLAIM_ITEM and changed:
-                self._take_facts(changed, now, broadcast=relay)
-                changed = []
-            try:
-                if item.kind == CLAIM_ITEM:
-                    claim, news = self._membership.merge_claim_untrusted(
-                        item.blob, now, relay=relay
-                    )
-                    seen.append((CLAIM_ITEM, claim.subject))
-                    if news is not None and source != news.subject:
-                        corrections.append(Item(CLAIM_ITEM, news.blob))
-                elif (fact := self._merge_fact_untrusted(item, source, wall, changed)) is not None:
-                    seen.append((fact.kind, fact.key))
-            except BadPacket as exc:
-                self._bad_packet(source, exc.reason)
-        self._take_facts(changed, now, broadcast=relay)
-        if corrections and self._membership.get(source) is not None:
-            # Whoever told us believes it: it is the first to hear otherwise.
-            self._outbox.send_piggybacked(
-                source, MessageType.GOSSIP, 0, first=corrections[:CORRECTIONS_MAX]
-            )
-        return seen
-
-    def _merge_fact_untrusted(
-        self, item: Item, source: NodeId, wall: float, changed: list[Fact]
-    ) -> Fact | None:
-        result = self._ledger.merge_untrusted(item.kind, item.blob, wall)
-        fact = result.fact
-        if fact is None:
-            return None  # of a later version, or one too many
-        if result.outcome is Outcome.EQUIVOCATION:
-            self._membership.events.append(EquivocationSeen(fact, source))
-        if result.changed:
-            self._counts["facts_learned"] += 1
-            self._membership.events.append(FactLearned(fact, source))
-            changed.append(fact)
-        return fact
-
-    def _take_facts(self, facts: Sequence[Fact], now: float, *, broadcast: bool) -> None:
-        """Act on what the ledger has learnt.  All at once: standings are worked out only once."""
-        if not facts:
-            return
-        for fact in facts:
-            self._index.put(fact.kind, fact.key, fact.version, fact.digest)
-            if broadcast:
-                self._broadcasts.put((fact.kind, fact.key, b""), Item(fact.kind, fact.blob))
-        self._sync.facts_changed(now)
-        if all(fact.kind is FactKind.RECORD for fact in facts):
-            for fact in facts:
-                node = NodeId(fact.key)
-                if self._ledger.admitted(node):
-                    self._membership.add(node, now)
-                else:
-                    self._membership.remove(node, now)
-        else:
-            self._refresh_members(now)
-
-    def _refresh_members(self, now: float) -> None:
-        admitted = [node for node in self._ledger.members() if self._ledger.admitted(node)]
-        self._membership.refresh(admitted, now)
-
     def _send_all(self, outgoing: Iterable[Outgoing]) -> None:
         for target, message in outgoing:
             self._outbox.send(target, message)
 
     def _bad_packet(self, source: NodeId, reason: str) -> None:
-        self._counts["bad_packets"] += 1
+        self._bad_packets += 1
         self._membership.events.append(BadPacketReceived(source, reason))
