@@ -54,7 +54,7 @@ HONEST_INCARNATION_MAX = 1000  # the last one that an honest member has ever cla
 ALL_BUCKETS = 2**64 - 1
 FIRST_ID, LAST_ID = bytes(ID_BYTES), b"\xff" * ID_BYTES
 _OTHER_MESH = MeshKey(b"another mesh".ljust(32, b"\0")).id
-_SIGNED_MAX = 1 << 13
+_SIGNED_MAX = 1 << 10  # full before memory is first looked at
 _LAST_INCARNATIONS = (INCARNATION_MAX - 1, INCARNATION_MAX)
 
 ALIVE, SUSPECT, DEAD, LEFT = MemberState
