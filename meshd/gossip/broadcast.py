@@ -11,6 +11,11 @@ Rule 3: a datagram is filled by bytes: an item that does not fit is passed over 
 
 Rule 4: a newer item about the same thing replaces the older one, and starts counting anew.
 
+Rule 5: while there is more to tell than a few datagrams hold, what comes back from others counts
+        as sent (Demers et al., "Epidemic algorithms", 1987: feedback and counter).  A mesh that
+        starts all at once is done telling itself in a second.  With little to tell it does not
+        count: then each copy is needed for everybody to hear.
+
     sent 0 times:  claim d, record d        ◀── new items
     sent 1 time:   claim b
     sent 2 times:  record a, claim c
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from meshd.gossip.wire import Item
 
 QUEUE_MAX = 4096
+BACKLOG_MIN = 32  # items: about four datagrams
 _SCAN_MAX = 128  # items looked at to fill one datagram
 _ITEM_COST_MIN = SIGNATURE_BYTES  # every item is signed, so that less room than this is none
 
@@ -71,6 +77,14 @@ class BroadcastQueue:
         if tier is not None:
             del self._tiers[tier][key]
 
+    def came_back(self, key: BroadcastKey, blob: bytes, *, members: int) -> None:
+        """Take note that another member has told us what we may be telling ourselves (rule 5)."""
+        if len(self._tier_of) <= BACKLOG_MIN:
+            return
+        sent = self._tier_of.get(key)
+        if sent is not None and self._tiers[sent][key].blob == blob:
+            self._count(_Queued(key, self._tiers[sent][key], sent), self.limit(members))
+
     def take(self, budget: int, *, members: int, count_max: int = ITEMS_MAX) -> list[Item]:
         """Choose items for one datagram of so many bytes, and count them as sent once more."""
         limit = self.limit(members)
@@ -82,9 +96,7 @@ class BroadcastQueue:
                 budget -= queued.item.cost
                 chosen.append(queued)
         for queued in chosen:
-            self.drop(queued.key)
-            if queued.sent + 1 < limit:
-                self._place(queued.key, queued.item, queued.sent + 1)
+            self._count(queued, limit)
         return [queued.item for queued in chosen]
 
     def limit(self, members: int) -> int:
@@ -95,6 +107,11 @@ class BroadcastQueue:
     def sends_min(self) -> int:
         """How often the item that was sent least often was sent.  Only where there is one."""
         return next(sent for sent, tier in enumerate(self._tiers) if tier)
+
+    def _count(self, queued: _Queued, limit: int) -> None:
+        self.drop(queued.key)
+        if queued.sent + 1 < limit:
+            self._place(queued.key, queued.item, queued.sent + 1)
 
     def _in_order(self) -> Iterator[_Queued]:
         for sent, tier in enumerate(self._tiers):

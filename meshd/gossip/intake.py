@@ -101,6 +101,9 @@ class Intake:
             self.facts_learned += 1
             self._membership.events.append(FactLearned(fact, source))
             changed.append(fact)
+        else:
+            key = (fact.kind, fact.key, b"")
+            self._broadcasts.came_back(key, item.blob, members=len(self._membership) + 1)
         return fact
 
     def take_facts(self, facts: Sequence[Fact], now: float, *, broadcast: bool) -> None:

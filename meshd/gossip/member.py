@@ -62,6 +62,7 @@ class Member:
     # Evidence (see `evidence`): when it was last heard, when its tunnel last carried something, and
     # how many failed probes in a row that has excused.
     heard_at: float = NEVER
+    contact_at: float = NEVER  # when it was last pinged for contact, or first heard after that
     carried_at: float = NEVER
     excuses: int = 0
     faults: int = 0  # times in a row that it was there after all, but had not answered us

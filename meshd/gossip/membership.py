@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from random import Random
 
-    from meshd.gossip.broadcast import BroadcastQueue
+    from meshd.gossip.broadcast import BroadcastKey, BroadcastQueue
     from meshd.gossip.claim import Claim, Testimony
     from meshd.gossip.config import GossipConfig
     from meshd.gossip.health import Health
@@ -231,6 +231,7 @@ class Membership:
         """
         held = self._held.get(blob)
         if held is not None:
+            self._came_back(held)
             return held, None
         claim = peek_claim_untrusted(blob)
         if claim.subject == self.id:
@@ -248,6 +249,8 @@ class Membership:
         elif not claim.by_subject and claim.incarnation < member.incarnation:
             assert member.belief is not None
             return claim, member.belief.own  # rule 5
+        else:
+            self._came_back(claim)
         return claim, None
 
     def hear(self, member: Member, message: Message, now: float) -> bool:
@@ -259,6 +262,7 @@ class Membership:
             return False
         before = member.shown
         member.heard = True
+        member.contact_at = now
         self.events.append(Heard(member.node))
         self._show(member, before, Cause(CauseKind.HEARD))
         return True
@@ -461,8 +465,10 @@ class Membership:
         return claim
 
     def _broadcast(self, claim: Claim) -> None:
-        signer = b"" if claim.by_subject else claim.signer
-        self._broadcasts.put((CLAIM_ITEM, claim.subject, signer), Item(CLAIM_ITEM, claim.blob))
+        self._broadcasts.put(_broadcast_key(claim), Item(CLAIM_ITEM, claim.blob))
+
+    def _came_back(self, claim: Claim) -> None:
+        self._broadcasts.came_back(_broadcast_key(claim), claim.blob, members=len(self) + 1)
 
     def _drop_accusations(self, belief: Belief) -> None:
         for accusation in belief.accusations:
@@ -496,3 +502,7 @@ class Membership:
         self.events.append(
             MemberStateChanged(member.node, before, after, member.incarnation, cause)
         )
+
+
+def _broadcast_key(claim: Claim) -> BroadcastKey:
+    return CLAIM_ITEM, claim.subject, b"" if claim.by_subject else claim.signer

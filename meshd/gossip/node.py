@@ -219,6 +219,8 @@ class Node:
         member = self._membership.get(node)
         if member is None or self._membership.left:
             return
+        if now - member.contact_at < self._config.contact_stagger:
+            return  # the path has just brought us its first message, or will
         member.tries = 0
         member.retry_min = self._config.contact_retry_min
         delay = 0.0
@@ -445,6 +447,7 @@ class Node:
 
     def _ping_contact(self, member: Member, now: float) -> None:
         self._pinger.ping(member.node, PingPurpose.CONTACT, now)
+        member.contact_at = now
         if member.shown is not MemberState.DEAD:
             return
         delay = retry_delay(

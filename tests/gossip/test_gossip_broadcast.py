@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.gossip.broadcast import QUEUE_MAX, BroadcastQueue
+from meshd.gossip.broadcast import BACKLOG_MIN, QUEUE_MAX, BroadcastQueue
 from meshd.gossip.wire import ITEM_BYTES_MAX, ITEMS_MAX, Item
 
 
@@ -107,3 +107,31 @@ def test_no_datagram_is_overfilled_and_nothing_starves(puts, budgets):
     assert len(queue) == 0
     if not budgets:
         assert sorted(sent) == sorted(list(latest.values()) * 2)
+
+
+def test_with_much_to_tell_what_comes_back_counts_as_sent():
+    queue = BroadcastQueue(retransmit_mult=4)
+    for number in range(BACKLOG_MIN + 1):
+        queue.put(key(number), item(number))
+    for _ in range(8):
+        queue.came_back(key(1), item(1).blob, members=50)
+    assert len(queue) == BACKLOG_MIN, "others have told it as often as we would have"
+
+
+def test_with_little_to_tell_each_copy_is_needed():
+    queue = BroadcastQueue(retransmit_mult=4)
+    queue.put(key(1), item(1))
+    for _ in range(100):
+        queue.came_back(key(1), item(1).blob, members=50)
+    assert len(queue) == 1
+    assert queue.sends_min == 0
+
+
+def test_an_older_item_that_comes_back_says_nothing_of_the_newer():
+    queue = BroadcastQueue(retransmit_mult=4)
+    for number in range(BACKLOG_MIN + 1):
+        queue.put(key(number), item(number))
+    for _ in range(100):
+        queue.came_back(key(1), b"older", members=50)
+        queue.came_back(key(9999), b"unknown", members=50)
+    assert len(queue) == BACKLOG_MIN + 1

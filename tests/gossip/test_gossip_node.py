@@ -106,7 +106,19 @@ def test_contact_with_a_live_member_pings_it_at_once():
     low, _ = lower_and_higher()
     bench = Bench(low)
     bench.meet(low)
+    bench.advance(1.0)
     assert to(bench.do("contact", key(low).id, bench.now), low, MessageType.PING)
+
+
+def test_contact_with_a_member_that_was_just_met_or_pinged_is_no_second_ping():
+    low, high = lower_and_higher()
+    bench = Bench(low, high)
+    bench.meet(low)
+    assert not to(bench.do("contact", key(low).id, bench.now), low, MessageType.PING)
+
+    pings = [to(bench.do("contact", key(high).id, bench.now), high, MessageType.PING)]
+    pings.append(to(bench.do("contact", key(high).id, bench.now), high, MessageType.PING))
+    assert [len(sent) for sent in pings] == [1, 0]
 
 
 def test_contact_with_a_stranger_is_nothing():
