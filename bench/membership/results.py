@@ -157,7 +157,8 @@ class Results:
         }
         for side in SIDES:
             if values := self._samples.get((metric.name, size, side)):
-                row[side], row[f"{side}_worst"] = statistics.median(values), max(values)
+                # Not their mean where there are two in the middle: one of them may be infinite.
+                row[side], row[f"{side}_worst"] = statistics.median_low(values), max(values)
                 row[f"{side}_trials"] = len(values)
         if not any(side in row for side in SIDES):
             return None
@@ -189,10 +190,10 @@ def _judge(target: Target, row: dict[str, Any]) -> tuple[bool | None, str]:
 
 
 def _ratio(ours: float, serf: float) -> float | None:
-    """Return how ours compares; None where that says nothing."""
-    if not math.isfinite(serf) and math.isfinite(ours):
-        return 0.0
-    return ours / serf if serf and math.isfinite(ours) else None
+    """Return how ours compares; infinity if ours never came to an end, None to nothing at all."""
+    if not math.isfinite(ours):
+        return math.inf
+    return ours / serf if serf else None
 
 
 def _finite(value: float) -> float | None:

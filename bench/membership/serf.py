@@ -37,7 +37,7 @@ _LINES = (
 )
 _COUNTED = {
     "refutations": b"memberlist: Refuting",
-    "rescued_over_tcp": b"but UDP probes failed",
+    "rescued_over_tcp": b"but other probes failed",
 }
 
 

@@ -53,6 +53,16 @@ def test_beside_what_never_happened_anything_is_faster():
     assert row(results(cold_s={"ours": [1.0], "serf": [math.inf]}), "cold_s")["ratio"] == 0.0
 
 
+def test_what_neither_side_did_in_time_is_missed_by_ours():
+    never = results(crash_s={"ours": [math.inf], "serf": [math.inf]})
+    assert row(never, "crash_s")["met"] is False
+
+
+def test_one_failure_of_two_is_no_median():
+    halved = results(cold_s={"ours": [2.0, 3.0], "serf": [4.0, math.inf]})
+    assert row(halved, "cold_s")["ratio"] == 0.5
+
+
 def test_a_target_says_nothing_about_one_side_alone():
     assert row(results(crash_s={"ours": [1.0]}), "crash_s")["met"] is None
 
