@@ -63,14 +63,16 @@ IDEA_SETTINGS = (
 
 
 def main() -> int:
-    """Measure, print tables, and write plots and JSON if asked to."""
+    """Measure, print tables, draw plots, and write JSON if asked to."""
     parts = {"scale": _scale, "loss": _loss, "ideas": _ideas}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=_numbers, default=SIZES, metavar="N,N")
     parser.add_argument("--trials", type=int, default=TRIALS, metavar="N", help="of each")
     parser.add_argument("--only", choices=parts, action="append", help="one part; may be repeated")
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count(), metavar="N")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where plots go, as PNG")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs", metavar="DIR", help="where plots go, as PNG"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     report = {name: parts[name](arguments) for name in arguments.only or parts}
@@ -104,8 +106,7 @@ def _scale(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             f"| {row['bytes_per_s']:.0f} | {row['packets_per_s']:.2f} |",
             flush=True,
         )
-    if arguments.out:
-        _plot_scale(rows, arguments.out / "simulation-scale.png")
+    _plot_scale(rows, arguments.out / "simulation-scale.png")
     return rows
 
 
@@ -151,16 +152,14 @@ def _summary(seconds: Iterable[float]) -> dict[str, float]:
 
 def _loss(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     results = _run(arguments, settings.LOSS_SETTINGS, LOSS_VARIANTS)
-    if arguments.out:
-        _plot_loss(results, arguments.out / "simulation-loss.png")
+    _plot_loss(results, arguments.out / "simulation-loss.png")
     return results
 
 
 def _ideas(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     places = [place for place in settings.SETTINGS if place.name in IDEA_SETTINGS]
     results = _run(arguments, places, (None, *settings.SWITCHES))
-    if arguments.out:
-        _plot_ideas(results, arguments.out / "simulation-ideas.png")
+    _plot_ideas(results, arguments.out / "simulation-ideas.png")
     return results
 
 
@@ -226,8 +225,9 @@ def _plot_scale(rows: list[dict[str, Any]], path: Path) -> None:
     known.set(xscale="log", xlabel="members", ylabel="seconds after the crash", ylim=(0, None))
     known.set_title("A crash: median, best and worst")
     known.legend()
-    sent.plot(sizes, [row["bytes_per_s"] for row in rows], marker="o")
-    sent.set(xscale="log", xlabel="members", ylabel="IP bytes/s", ylim=(0, None))
+    rates = [row["bytes_per_s"] for row in rows]
+    sent.plot(sizes, rates, marker="o")
+    sent.set(xscale="log", xlabel="members", ylabel="IP bytes/s", ylim=(0, 1.3 * max(rates)))
     sent.set_title("What a member sends at rest")
     figure.savefig(path)
 
