@@ -47,6 +47,7 @@ REST_SECONDS_LARGE = 10.0
 PAUSE_MAX = 5.0  # between two crashes in one mesh
 CRASHED_SHARE = 100  # of so many members, one is crashed
 
+RATES = ("false_deaths", "troubled_deaths", "suspicions", "bytes_per_s", "packets_per_s")
 WEATHER_SIZE = 25
 WEATHER_TRIALS = 3  # there are many kinds
 LOSS_VARIANTS = (
@@ -184,10 +185,7 @@ def _run(
             "all_know_s": _summary(
                 settings.CRASH_MAX if one.all_know is None else one.all_know for one in found
             ),
-            **{
-                field: statistics.mean(getattr(one, field) for one in found)
-                for field in ("false_deaths", "suspicions", "bytes_per_s", "packets_per_s")
-            },
+            **{field: statistics.mean(getattr(one, field) for one in found) for field in RATES},
         }
         for (name, size, variant), found in results.items()
     ]
@@ -258,10 +256,12 @@ def _plot_loss(results: list[dict[str, Any]], path: Path) -> None:
 def _plot_ideas(results: list[dict[str, Any]], path: Path) -> None:
     panels = (
         ("all_know_s", "s until all know of a crash"),
-        ("false_deaths", "false deaths in 60 s"),
+        ("suspicions", "false suspicions in 60 s"),
+        ("troubled_deaths", "deaths of who had stopped"),
         ("bytes_per_s", "IP bytes/s of a member"),
     )
     figure, axes = _figure(len(panels))
+    figure.set_size_inches(16.0, 6.4)
     variants = list(dict.fromkeys(row["without"] for row in results))
     height = 0.8 / len(IDEA_SETTINGS)
     for each, (field, title) in zip(axes, panels, strict=True):
@@ -275,9 +275,9 @@ def _plot_ideas(results: list[dict[str, Any]], path: Path) -> None:
         each.set_yticklabels([_name(variant) for variant in variants] if each is axes[0] else [])
         each.invert_yaxis()
         each.set_title(title)
-    axes[-1].legend(fontsize="small")
-    figure.suptitle(f"{WEATHER_SIZE} members, each idea switched off alone")
-    figure.set_size_inches(15.0, 6.0)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle(f"{WEATHER_SIZE} members, each idea switched off alone; sums over all of them")
     figure.savefig(path)
 
 
