@@ -34,6 +34,7 @@ import trio
 from membership.cluster import What
 from membership.namespace import INTRODUCTION_PORT
 from meshd.addresses import overlay_address
+from meshd.collector import tune_collector
 from meshd.errors import BadPacket
 from meshd.gossip.claim import MemberState
 from meshd.gossip.config import GossipConfig
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from meshd.keys import MeshId, NodeKey
 
 INTERFACE = "lo"
+ASK_TICK = 0.25
 ASK_INTERVAL_MIN, ASK_INTERVAL_MAX = 1.0, 10.0
 CONTROL_BYTES_MAX = 65536
 
@@ -108,6 +110,8 @@ class Member:
         self._endpoints: dict[NodeId, Endpoint] = {}
         self._addresses: dict[NodeId, IPv6Address] = {}
         self._introduced: set[IPAddress] = set()
+        self._asked: dict[IPAddress, float] = {}  # when
+        self._to_ask: dict[IPv6Address, tuple[float, float]] = {}  # when, and the pause after that
         self._sleep = trio.CancelScope()
         self._scope = trio.CancelScope()
         self._counts: Counter[str] = Counter()
@@ -121,6 +125,7 @@ class Member:
                 self._nursery.start_soon(self._receive_introductions)
                 self._nursery.start_soon(self._run_timers)
                 self._nursery.start_soon(self._obey)
+                self._nursery.start_soon(self._ask_again)
                 self._nursery.start_soon(self._serve_streams)
                 self._drain()
                 self._say("ready")
@@ -171,7 +176,7 @@ class Member:
             command, *arguments = json.loads(await self._control.recv(CONTROL_BYTES_MAX))
             match command:
                 case "join":
-                    self._nursery.start_soon(self._ask, IPv6Address(arguments[0]))
+                    self._ask_in(IPv6Address(arguments[0]), 0.0)
                 case "publish":
                     self._publish()
                 case "leave":
@@ -192,7 +197,9 @@ class Member:
         while (event := self._node.next_event()) is not None:
             self._counts[type(event).__name__] += 1
             self._take_event(event)
-        self._sleep.deadline = self._node.get_timer().at
+        at = self._node.get_timer().at
+        if at != self._sleep.deadline:
+            self._sleep.deadline = at
 
     def _take_event(self, event: object) -> None:
         match event:
@@ -201,7 +208,9 @@ class Member:
                 self._members[address] = node
                 self._addresses[node] = address
                 self._endpoints[node] = Endpoint(address, GOSSIP_PORT)
-                self._nursery.start_soon(self._ask, address)
+                # Of two that learn of each other one asks: the one that is to be pinged.
+                late = ASK_INTERVAL_MIN if node > self._seat.key.id else 0.0
+                self._ask_in(address, late)
             case MemberStateChanged(node=node, after=after):
                 self._note(_SEEN[after], node)
             case FactLearned(fact):
@@ -213,7 +222,7 @@ class Member:
                 pass  # it is counted
 
     def _note(self, what: What, node: NodeId, version: int = 0) -> None:
-        self._say("note", time.monotonic(), what, str(node), version)
+        self._say("note", time.monotonic(), what, node.hex(), version)
 
     def _say(self, *words: Any) -> None:  # noqa: ANN401 - whatever JSON takes
         self._say_to.send(json.dumps(words).encode())
@@ -247,12 +256,24 @@ class Member:
 
     # Introductions
 
-    async def _ask(self, address: IPv6Address) -> None:
-        pause = ASK_INTERVAL_MIN
-        while address not in self._introduced:
-            self._introductions.send(_ASK + self._record, Endpoint(address, INTRODUCTION_PORT))
-            await trio.sleep(pause)
-            pause = min(2.0 * pause, ASK_INTERVAL_MAX)
+    def _ask_in(self, address: IPv6Address, seconds: float) -> None:
+        self._to_ask[address] = (trio.current_time() + seconds, ASK_INTERVAL_MIN)
+        if not seconds:
+            self._ask(address)
+
+    def _ask(self, address: IPv6Address) -> None:
+        now = trio.current_time()
+        _, pause = self._to_ask[address]
+        self._to_ask[address] = (now + pause, min(2.0 * pause, ASK_INTERVAL_MAX))
+        self._asked[address] = now
+        self._introductions.send(_ASK + self._record, Endpoint(address, INTRODUCTION_PORT))
+
+    async def _ask_again(self) -> None:
+        while True:
+            await trio.sleep(ASK_TICK)
+            now = trio.current_time()
+            for address in [address for address, (at, _) in self._to_ask.items() if at <= now]:
+                self._ask(address)
 
     async def _receive_introductions(self) -> None:
         while True:
@@ -269,12 +290,16 @@ class Member:
             self._introductions.send(_ANSWER + self._record, source)
         if source.address not in self._introduced:
             self._introduced.add(source.address)
-            self._node.contact(node, trio.current_time())
+            self._to_ask.pop(source.address, None)
+            now = trio.current_time()
+            round_trip = now - self._asked.get(source.address, now)
+            self._node.contact(node, now, rtt=round_trip)
             self._drain()
 
 
 def run_member(seat: Seat, control: socket.socket) -> None:
     """Be a member, in a process of its own, until it has left."""
+    tune_collector()
 
     async def main() -> None:
         await Member(seat, control).run()

@@ -44,7 +44,7 @@ class Ours(Cluster):
     def _start(self, names: list[str]) -> None:
         for name in names:
             seat = self._seats[name] = self._make_seat(name)
-            self._names[str(seat.key.id)] = name
+            self._names[seat.key.id.hex()] = name
         namespace.add_addresses(self._seats[name].address for name in names)
         gc.collect()
         gc.freeze()  # so that members share what they have in common with us

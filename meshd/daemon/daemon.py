@@ -34,6 +34,7 @@ import trio
 
 from meshd import __version__, logs
 from meshd.addresses import overlay_prefix
+from meshd.collector import tune_collector
 from meshd.control.api import make_routes
 from meshd.control.events import EventHub
 from meshd.control.server import serve
@@ -95,6 +96,7 @@ def run_daemon(config: Config) -> int:
     """Run a node until it is told to end, and return the exit status."""
     milestones = Milestones()
     milestones.reach("import")
+    tune_collector()
     return trio.run(_run, config, milestones)
 
 

@@ -33,7 +33,7 @@ class GossipConfig:
     suspicion_mult: float = 4.0
     suspicion_max_timeout_mult: float = 6.0
     confirmations_expected: int = 3  # 0: the same wait for all
-    refutation_interval: float = 0.15  # for a suspect to be told, on a network without delay
+    refutation_interval: float = 0.12  # for a suspect to be told, on a network without delay
     staples: int = 1  # accusations sent along to the accused, up to 4; 0: it hears like all others
 
     # Looking at suspects (see `observers`)

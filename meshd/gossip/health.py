@@ -8,7 +8,7 @@ less often and wait s + 1 times longer for answers (Lifeguard, section IV-A, LHA
     a probe failed, and members that were asked sent no nack     +1 each
     a probe failed, and there was nobody to ask                  +1
     somebody suspected us, and we had to refute                  +1, once until the next ack
-    a timer was late by as long as an ack may take               +1
+    a timer was late by as long as an ack may take               +1, once until the next ack
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Health:
     def __init__(self, *, score_max: int) -> None:
         self._score_max = score_max
         self.score = 0
-        self._refuted = False
+        self._refuted = self._stumbled = False
 
     @property
     def multiplier(self) -> int:
@@ -30,12 +30,18 @@ class Health:
     def better(self) -> None:
         """Note that something went as it should."""
         self.score = max(self.score - 1, 0)
-        self._refuted = False
+        self._refuted = self._stumbled = False
 
     def refuted(self) -> None:
         """Note that we were suspected.  Were each time to count, one member could slow us down."""
         if not self._refuted:
             self._refuted = True
+            self.worse()
+
+    def stumbled(self) -> None:
+        """Note that we did not run for a while.  Many such whiles are one trouble."""
+        if not self._stumbled:
+            self._stumbled = True
             self.worse()
 
     def worse(self, by: int = 1) -> None:

@@ -49,7 +49,7 @@ from meshd.gossip.events import (
 from meshd.gossip.index import belief_digest
 from meshd.gossip.member import UNKNOWN_INCARNATION, Member, belief_version
 from meshd.gossip.member_table import LIVE
-from meshd.gossip.rtt import RoundTrip, allowance, measured
+from meshd.gossip.rtt import RecentRoundTrips, allowance, measured
 from meshd.gossip.suspicion import start_suspicion
 from meshd.gossip.timers import TimerKind
 from meshd.gossip.wire import CLAIM_ITEM, Item
@@ -101,7 +101,7 @@ class Membership:
         self._suspected: dict[NodeId, None] = {}
         self._fresh: dict[NodeId, None] = {}
         self._removed: dict[NodeId, None] = {}
-        self.round_trip: RoundTrip | None = None  # of all members together
+        self.round_trips = RecentRoundTrips()  # of all members together
         self.events: deque[Event] = deque()
         self.claims_verified = 0
         self.claims_dropped = 0
@@ -267,16 +267,18 @@ class Membership:
         self._show(member, before, Cause(CauseKind.HEARD))
         return True
 
-    def measured(self, member: Member, sample: float) -> None:
-        """Take in how long an ack of a member's took."""
+    def measured(self, member: Member, sample: float, *, typical: bool) -> None:
+        """Take in how long an ack of a member's took, and whether it is typical of all members."""
         member.round_trip = measured(member.round_trip, sample)
-        self.round_trip = measured(self.round_trip, sample)
+        if typical:
+            self.round_trips.add(sample)
 
     def allowance(self, node: NodeId) -> float:
         """Return how long an ack of a member's may take."""
         member, config = self._members.get(node), self._config
         return allowance(
-            (member.round_trip if member is not None else None) or self.round_trip,
+            member.round_trip if member is not None else None,
+            self.round_trips,
             minimum=config.probe_timeout_min,
             maximum=config.probe_timeout,
         )
@@ -405,7 +407,7 @@ class Membership:
             member.suspicion = start_suspicion(
                 now,
                 members=len(self.live) + 1,
-                round_trip=self.round_trip or RoundTrip(0.0, 0.0),
+                round_trip=self.round_trips.typical,
                 config=self._config,
             )
             self._suspected[member.node] = None
@@ -472,7 +474,7 @@ class Membership:
 
     def _drop_accusations(self, belief: Belief) -> None:
         for accusation in belief.accusations:
-            self._broadcasts.drop((CLAIM_ITEM, accusation.subject, accusation.signer))
+            self._broadcasts.drop(_broadcast_key(accusation))
 
     def _put_index(self, member: Member) -> None:
         version = member.version

@@ -129,7 +129,9 @@ class Node:
         self._intake = Intake(
             ledger, self._membership, self._index, self._broadcasts, self._outbox, self._sync
         )
-        self._pinger = Pinger(self._membership, self._outbox, self._timers, config=config, rng=rng)
+        self._pinger = Pinger(
+            self._membership, self._outbox, self._timers, self._health, config=config, rng=rng
+        )
         self._prober = Prober(
             self._membership,
             self._outbox,
@@ -383,7 +385,7 @@ class Node:
             self._membership.postpone(node, late)
         self._pinger.stumbled(now)
         if late > self._config.probe_timeout_min:
-            self._health.worse()
+            self._health.stumbled()
 
     # Messages
 
@@ -489,11 +491,12 @@ class Node:
             self._prober.forget(node)
         for node in self._membership.take_suspected():
             self._prober.observe(node, now)
-        if self._broadcasts and not self._membership.lonely:
-            limit = self._broadcasts.limit(len(self._membership) + 1)
-            pause = gossip_pause(self._broadcasts.sends_min, limit, self._config)
+        soonest = self._gossiped_at + self._config.gossip_interval_min
+        waiting = self._timers.at(TimerKind.GOSSIP) or math.inf
+        if self._broadcasts and waiting > soonest and not self._membership.lonely:
+            pause = gossip_pause(self._broadcasts, len(self._membership) + 1, self._config)
             due = max(now, self._gossiped_at + pause)
-            if due < (self._timers.at(TimerKind.GOSSIP) or math.inf):
+            if due < waiting:
                 self._timers.set(TimerKind.GOSSIP, due)
         if self._timers.at(TimerKind.DIGEST) != self._sync.at:
             self._timers.set(TimerKind.DIGEST, self._sync.at)

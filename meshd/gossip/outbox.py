@@ -8,7 +8,6 @@ Rule 2: pings, acks and gossip carry, in this order and as far as they fit: who 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from meshd.gossip.wire import (
@@ -105,7 +104,7 @@ class Outbox:
         member = self._membership.get(target)
         known = member.incarnation if member is not None and member.belief is not None else None
         own = self._membership.own.incarnation
-        return encode(replace(message, incarnation=own, known=known))
+        return encode(message._replace(incarnation=own, known=known))
 
     def _piggybacked(
         self, target: NodeId, type_: MessageType, sequence: int, first: Sequence[Item] = ()

@@ -7,12 +7,14 @@ Rule 1: we ping for another only a member that we have heard: elsewhere a ping w
 Rule 2: a nack is sent while the requester is still waiting for it.
 
 Rule 3: a round trip is measured by the acks to our own pings, each of which has a sequence of its
-        own, so that an ack always tells which ping it answers.
+        own, so that an ack always tells which ping it answers.  What we measure while we are in
+        trouble ourselves (see `health`), or while many meet at once, says nothing of others.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING
 
 from meshd.gossip.events import PingAnswered
@@ -24,12 +26,17 @@ if TYPE_CHECKING:
     from random import Random
 
     from meshd.gossip.config import GossipConfig
+    from meshd.gossip.health import Health
     from meshd.gossip.member import Member
     from meshd.gossip.membership import Membership
     from meshd.gossip.outbox import Outbox
     from meshd.gossip.timers import Timers
     from meshd.keys import NodeId
 
+CROWD_MIN = 8  # members met
+CROWD_INTERVAL = 1.0  # in so many seconds
+# Pings at ordinary times to whoever's turn it is: what is typical of the mesh is measured by them.
+_TYPICAL = frozenset({PingPurpose.PROBE, PingPurpose.WATCH})
 _RELAY_SHARE = 0.8  # of what the target is allowed (rule 2)
 
 
@@ -41,6 +48,7 @@ class Pinger:
         membership: Membership,
         outbox: Outbox,
         timers: Timers,
+        health: Health,
         *,
         config: GossipConfig,
         rng: Random,
@@ -48,16 +56,19 @@ class Pinger:
         self._membership = membership
         self._outbox = outbox
         self._timers = timers
+        self._health = health
         self._config = config
         self._pings = PingTable(rng)
         self._measured_from = -math.inf
+        self._contacts: deque[float] = deque(maxlen=CROWD_MIN)  # when they were pinged
 
     def __len__(self) -> int:
         return len(self._pings)
 
     def ping(self, target: NodeId, purpose: PingPurpose, now: float) -> int:
         """Send a ping, unless the target is no member.  Return its sequence."""
-        sequence = self._pings.add(SentPing(target, now, purpose))
+        crowded = purpose is PingPurpose.CONTACT and self._is_crowd(now)
+        sequence = self._pings.add(SentPing(target, now, purpose, crowded=crowded))
         if self._membership.get(target) is not None:
             self._outbox.send_piggybacked(target, MessageType.PING, sequence)
         return sequence
@@ -77,8 +88,8 @@ class Pinger:
             self._answer_requester(ping, MessageType.ACK)
             return None
         rtt = now - ping.sent_at
-        if ping.purpose is not PingPurpose.STREAM and ping.sent_at >= self._measured_from:
-            self._membership.measured(member, rtt)
+        if self._is_measure(ping):
+            self._membership.measured(member, rtt, typical=ping.purpose in _TYPICAL)
         if ping.purpose is PingPurpose.OPERATOR:
             self._membership.events.append(PingAnswered(member.node, message.sequence, rtt))
         return ping
@@ -102,6 +113,16 @@ class Pinger:
         ping = self._pings.pop(sequence)
         if ping is not None:
             self._answer_requester(ping, MessageType.NACK)
+
+    def _is_crowd(self, now: float) -> bool:
+        """Whether we have begun to meet more than a few members just now."""
+        self._contacts.append(now)
+        return now - self._contacts[0] < CROWD_INTERVAL and len(self._contacts) == CROWD_MIN
+
+    def _is_measure(self, ping: SentPing) -> bool:
+        if ping.purpose is PingPurpose.STREAM or self._health.score > 0:
+            return False
+        return ping.sent_at >= self._measured_from and not ping.crowded
 
     def stumbled(self, now: float) -> None:
         """Measure nothing by what was sent before: we did not run in the meantime."""

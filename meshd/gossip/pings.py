@@ -44,6 +44,7 @@ class SentPing:
     purpose: PingPurpose
     requester: NodeId | None = None  # of a relayed one: who asked, and by what sequence
     requester_sequence: int = 0
+    crowded: bool = False  # sent while many meet at once
 
 
 class PingTable:

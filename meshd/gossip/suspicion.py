@@ -16,8 +16,7 @@ Rule 4: fewer witnesses do not mean less doubt.  Where there are not as many mem
     timeout = max - (max - min) * log(confirmations + 1) / log(confirmations_expected + 1)
     min     = suspicion_mult * max(1, log10(members)) * (refutation_interval + round trip / 2)
     max     = suspicion_max_timeout_mult * min
-    where the round trip is what all members take, smoothed, with its variation, and at most
-    probe_timeout
+    where the round trip is what is typical of the mesh, and at most probe_timeout
 
      accused                    min                                       max
         │────────────────────────┼─────────────────────────────────────────┤
@@ -33,7 +32,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from meshd.gossip.config import GossipConfig
-    from meshd.gossip.rtt import RoundTrip
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +64,10 @@ class Suspicion:
 
 
 def start_suspicion(
-    now: float, *, members: int, round_trip: RoundTrip, config: GossipConfig
+    now: float, *, members: int, round_trip: float, config: GossipConfig
 ) -> Suspicion:
-    """Begin a countdown in a mesh of so many live members whose round trips take so long."""
-    one_way = min(round_trip.smoothed + round_trip.variation, config.probe_timeout) / 2
+    """Begin a countdown in a mesh of so many live members with a typical round trip."""
+    one_way = min(round_trip, config.probe_timeout) / 2
     refutation = config.refutation_interval + one_way
     timeout_min = config.suspicion_mult * max(1.0, math.log10(max(members, 1))) * refutation
     return Suspicion(

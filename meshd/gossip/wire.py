@@ -107,8 +107,7 @@ class Summary:
     entries: tuple[EntrySummary, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One datagram.  Fields that do not belong to its type are empty."""
 
     type: MessageType
@@ -176,11 +175,11 @@ def decode_untrusted(datagram: bytes) -> Message:
 
 
 def _item_untrusted(value: object) -> Item:
-    match value:
-        case (int(kind), bytes(blob)) if not isinstance(kind, bool) and 0 <= kind <= ITEM_KIND_MAX:
+    if type(value) is tuple and len(value) == 2:
+        kind, blob = value
+        if type(kind) is int and type(blob) is bytes and 0 <= kind <= ITEM_KIND_MAX:
             return Item(kind, blob)
-        case _:
-            raise BadPacket("malformed item")
+    raise BadPacket("malformed item")
 
 
 def _target_untrusted(fields: Fields, type_: MessageType) -> NodeId | None:

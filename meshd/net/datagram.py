@@ -13,6 +13,7 @@ import socket
 import struct
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from meshd.codec import IPAddress
 
 BATCH_MAX = 64
+ADDRESSES_MAX = 4096  # kept, that were read or written lately
 DATAGRAM_BYTES_MAX = 2048  # above what meshd ever sends; a longer one is dropped and counted
 
 # The default of 208 KiB holds some 90 datagrams, fewer than a mesh that starts all at once sends.
@@ -162,9 +164,9 @@ def drain(endpoint: socket.socket, counters: Counters) -> list[Datagram]:
         if flags & socket.MSG_TRUNC:
             counters.oversized += 1
             continue
-        address = ip_address(source[0])
+        address = _answerable(source[0])
         local = _local_address(ancillary)
-        if local is None or source[1] == 0 or address.is_link_local:
+        if local is None or address is None or source[1] == 0:
             counters.unanswerable += 1
             continue
         batch.append(Datagram(payload, Endpoint(address, source[1]), local))
@@ -186,7 +188,7 @@ def send(
     An errno of `again_on` may be that of an earlier datagram, so that is worth a second try.
     """
     ancillary = [] if source is None else [_packet_info(source)]
-    address = str(target.address), target.port
+    address = _text(target.address), target.port
     try:
         try:
             endpoint.sendmsg([payload], ancillary, 0, address)
@@ -201,6 +203,24 @@ def send(
     return True
 
 
+# Reading and writing an address costs more than sending a datagram, and they are the same ones over
+# and over.
+@lru_cache(ADDRESSES_MAX)
+def _answerable(text: str) -> IPAddress | None:
+    address = ip_address(text)
+    return None if address.is_link_local else address
+
+
+@lru_cache(ADDRESSES_MAX)
+def _text(address: IPAddress) -> str:
+    return str(address)
+
+
+@lru_cache(ADDRESSES_MAX)
+def _ipv6(packed: bytes) -> IPv6Address:
+    return IPv6Address(packed)
+
+
 def _packet_info(source: IPAddress) -> tuple[int, int, bytes]:
     """Return the control message that makes a datagram leave from `source`."""
     if source.version == 6:
@@ -211,7 +231,7 @@ def _packet_info(source: IPAddress) -> tuple[int, int, bytes]:
 def _local_address(ancillary: Iterable[tuple[int, int, bytes]]) -> IPAddress | None:
     for level, kind, data in ancillary:
         if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
-            return IPv6Address(PACKET_INFO_6.unpack(data)[0])
+            return _ipv6(PACKET_INFO_6.unpack(data)[0])
         if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
             # `ipi_spec_dst` is ours even where the header's destination was a broadcast.
             return IPv4Address(PACKET_INFO_4.unpack(data)[1])

@@ -31,7 +31,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from meshd.keys import SIGNATURE_BYTES, NodeId
 from meshd.trust.credential import CredentialCache
@@ -79,8 +79,7 @@ class Outcome(enum.StrEnum):
     UNKNOWN_KIND = "unknown-kind"  # of a later version; neither kept nor anyone's fault
 
 
-@dataclass(frozen=True, slots=True)
-class Merge:
+class Merge(NamedTuple):
     """The result of merging one statement."""
 
     outcome: Outcome
@@ -130,7 +129,8 @@ class Ledger:
         self._invite_uses_max = invite_uses_max
         self.cache = CredentialCache()
         self._facts: dict[FactKind, dict[bytes, Fact]] = {kind: {} for kind in FactKind}
-        self._held: dict[tuple[FactKind, bytes], Fact] = {}  # by blob: what needs no verifying
+        # By blob: what needs no verifying, and what merging it again comes to.
+        self._held: dict[tuple[int, bytes], Merge] = {}
         self._records: dict[NodeId, _OpenedRecord] = {}
         self._order: list[NodeId] = []  # of `_records`, sorted
         self._invited: dict[InviteId, dict[NodeId, None]] = {}  # whose credential names an invite
@@ -150,13 +150,13 @@ class Ledger:
         Merging again what is held costs one look-up.
         """
         del wall  # rule 5; the callers all have it, and the next kind of fact may need it
+        known = self._held.get((kind, blob))
+        if known is not None:
+            return known
         try:
             fact_kind = FactKind(kind)
         except ValueError:
             return Merge(Outcome.UNKNOWN_KIND, None, changed=False)
-        known = self._held.get((fact_kind, blob))
-        if known is not None:
-            return Merge(Outcome.KNOWN, known, changed=False)
         fact, opened = self._open_untrusted(fact_kind, blob)
         held = self._facts[fact_kind].get(fact.key)
         if held is None and self._full(opened):
@@ -296,7 +296,7 @@ class Ledger:
 
     def _keep(self, fact: Fact, opened: _Opened) -> None:
         self._facts[fact.kind][fact.key] = fact
-        self._held[fact.kind, fact.blob] = fact
+        self._held[fact.kind, fact.blob] = Merge(Outcome.KNOWN, fact, changed=False)
         self._names = None
         match opened:
             case _OpenedRecord(record=record):

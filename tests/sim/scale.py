@@ -23,7 +23,6 @@ from meshd.gossip.index import Entry, Index, belief_digest
 from meshd.gossip.member import Member, belief_version
 from meshd.gossip.member_table import LIVE, MemberTable
 from meshd.gossip.node import Node
-from meshd.gossip.rtt import RoundTrip
 from meshd.gossip.sync import QUIET_MIN
 from meshd.gossip.wire import BUCKETS, CLAIM_ITEM, EntrySummary
 from meshd.keys import NodeKey, fingerprint
@@ -233,7 +232,7 @@ class LargeMesh(Cluster):
         """Leave nothing to do but what there is always to do."""
         membership, sync = node._membership, node._sync
         node._broadcasts.drop((CLAIM_ITEM, node.id, b""))
-        membership.round_trip = RoundTrip(2 * LAN_DELAY, LAN_DELAY)
+        membership.round_trips.add(2 * LAN_DELAY)
         sync.settled = True
         sync._quiet = QUIET_MIN
         sync.at = self.now + self.config.digest_interval * rng.random()
