@@ -2,6 +2,7 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 LAB := netns-lab/lab
 SEEDS ?= 1000
+INPUTS ?= 10000000
 # What is worth seeing on the kernel's own WireGuard too.
 KERNEL_TESTS := tests/wg tests/net tests/mesh
 
@@ -25,8 +26,10 @@ check: setup ## formatting, lint and types
 	$(PYTHON) -m ruff check . $(LAB)
 	$(PYTHON) -m mypy meshd netns-lab/lablib
 
-soak: setup ## search SEEDS=1000 simulated histories for one that breaks the mesh
+soak: setup ## search SEEDS=1000 simulated histories, and INPUTS=10000000 of bytes, for what breaks
 	$(PYTHON) tests/sim/soak.py --seeds $(SEEDS)
+	$(PYTHON) tests/fuzz/fuzz_gossip.py --inputs $(INPUTS)
+	$(PYTHON) tests/fuzz/fuzz_gossip.py --inputs $(INPUTS) --target all
 
 bench: ## run the measurements, an hour of them, and draw docs/*.png
 	@contrib/setup --bench

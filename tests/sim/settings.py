@@ -146,6 +146,7 @@ SWITCHES = {
     "confirmations": {"confirmations_expected": 0},
     "buddy system": {"staples": 0},
     "TCP probe": {"stream_timeout": 0.0},
+    "neighbour": {"neighbour_every": 0},
     "RTT estimate": {"probe_timeout_min": GossipConfig().probe_timeout},
     "observers": {"observers": 0},
     "evidence": {"evidence_max": 0},
