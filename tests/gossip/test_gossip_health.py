@@ -60,6 +60,29 @@ def test_who_never_doubts_itself_has_no_score():
     assert health.multiplier == 1
 
 
+@pytest.mark.parametrize("trouble", ["refuted", "stumbled"])
+def test_the_same_trouble_counts_once_until_something_goes_as_it_should(trouble):
+    health = Health(score_max=8)
+    for _ in range(5):
+        getattr(health, trouble)()
+    assert health.score == 1
+    health.better()
+    assert health.score == 0
+    for _ in range(5):
+        getattr(health, trouble)()
+    assert health.score == 1
+
+
+def test_two_troubles_are_two():
+    health = Health(score_max=8)
+    health.stumbled()
+    health.refuted()
+    health.stumbled()
+    assert health.score == 2
+    health.worse()
+    assert health.score == 3, "nor do they hide others"
+
+
 # The table
 
 

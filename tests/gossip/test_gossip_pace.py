@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.harness import Bench, alive, key
+from gossip.harness import Bench, accuse, alive, key
+from meshd.gossip.broadcast import BACKLOG_MIN, BroadcastQueue
 from meshd.gossip.config import GossipConfig
 from meshd.gossip.pace import gossip_pause
 from meshd.gossip.timers import TimerKind
-from meshd.gossip.wire import MessageType
+from meshd.gossip.wire import CLAIM_ITEM, ITEM_BYTES_MAX, Item, MessageType
 
 NAMES = [f"m{number}" for number in range(12)]
 STILL = {"probe_interval": 1e5, "digest_settle": 1e5, "digest_interval": 1e5, "digest_retry": 1e5}
@@ -19,24 +20,91 @@ CONFIG = GossipConfig(**STILL)
 EVEN = GossipConfig(**STILL, gossip_interval_min=GossipConfig().gossip_interval)
 
 
+SOON, LATER = CONFIG.gossip_interval_min, CONFIG.gossip_interval
+
+
+def to_tell(accusations=0, *, others=0):
+    """A queue with so many items that were not sent yet."""
+    broadcasts = BroadcastQueue(retransmit_mult=CONFIG.retransmit_mult)
+    for number in range(accusations + others):
+        subject = number.to_bytes(32, "big")
+        accuser = b"" if number < others else bytes(32)
+        broadcasts.put((CLAIM_ITEM, subject, accuser), Item(CLAIM_ITEM, subject * 3))
+    return broadcasts
+
+
+def sent_once(broadcasts, members):
+    """Send all that was sent least often, once."""
+    sends = broadcasts.sends_min
+    while broadcasts and broadcasts.sends_min == sends:
+        broadcasts.take(ITEM_BYTES_MAX, members=members, count_max=1)
+
+
 @pytest.mark.parametrize(
-    ("sends", "limit", "pause"),
-    [(0, 12, 0.05), (5, 12, 0.05), (6, 12, 0.2), (11, 12, 0.2), (0, 4, 0.05), (2, 4, 0.2)],
+    ("sends", "members", "limit", "pause"),
+    [
+        (0, 100, 12, SOON),
+        (5, 100, 12, SOON),
+        (6, 100, 12, LATER),
+        (11, 100, 12, LATER),
+        (0, 9, 4, SOON),
+        (1, 9, 4, SOON),
+        (2, 9, 4, LATER),
+    ],
 )
-def test_what_was_sent_half_as_often_as_it_will_be_is_no_news(sends, limit, pause):
-    assert gossip_pause(sends, limit, CONFIG) == pause
+def test_what_was_sent_half_as_often_as_it_will_be_is_no_news(sends, members, limit, pause):
+    broadcasts = to_tell(others=1)
+    assert broadcasts.limit(members) == limit
+    for _ in range(sends):
+        sent_once(broadcasts, members)
+    assert gossip_pause(broadcasts, members, CONFIG) == pause
 
 
-@given(st.integers(0, 50), st.integers(1, 50))
-def test_the_older_the_slower(sends, limit):
-    assert gossip_pause(sends, limit, CONFIG) <= gossip_pause(sends + 1, limit, CONFIG)
-    assert gossip_pause(sends, limit, EVEN) == CONFIG.gossip_interval
+@pytest.mark.parametrize(
+    ("accusations", "others", "pause"),
+    [
+        (0, 1, SOON),
+        (0, BACKLOG_MIN, SOON),
+        (0, BACKLOG_MIN + 1, LATER),
+        (1, BACKLOG_MIN - 1, SOON),
+        (1, BACKLOG_MIN, SOON),
+        (1, 1000, SOON),
+        (BACKLOG_MIN, 0, SOON),
+        (BACKLOG_MIN, 1, SOON),
+        (BACKLOG_MIN + 1, 0, LATER),
+        (BACKLOG_MIN + 1, 1000, LATER),
+    ],
+)
+def test_with_much_to_tell_nothing_hurries_but_a_few_accusations(accusations, others, pause):
+    broadcasts = to_tell(accusations, others=others)
+    assert gossip_pause(broadcasts, 100, CONFIG) == pause
 
 
-def settled(config=CONFIG):
+def test_with_much_to_tell_accusations_hurry_only_while_there_is_news():
+    broadcasts = to_tell(3, others=BACKLOG_MIN)
+    limit, pauses = broadcasts.limit(100), []
+    while broadcasts:
+        pauses.append(gossip_pause(broadcasts, 100, CONFIG))
+        sent_once(broadcasts, 100)
+    assert pauses == [SOON] * (limit // 2) + [LATER] * (limit // 2)
+
+
+@given(
+    st.integers(0, BACKLOG_MIN + 2), st.integers(0, BACKLOG_MIN + 2), st.sampled_from([3, 99, 5000])
+)
+def test_the_older_the_slower(accusations, others, members):
+    broadcasts, pauses = to_tell(accusations, others=others), []
+    while broadcasts:
+        pauses.append(gossip_pause(broadcasts, members, CONFIG))
+        assert gossip_pause(broadcasts, members, EVEN) == LATER
+        sent_once(broadcasts, members)
+    assert pauses == sorted(pauses)
+
+
+def settled(config=CONFIG, names=NAMES):
     """A node with nothing left to tell."""
-    bench = Bench(*NAMES, config=config)
-    bench.meet(*NAMES)
+    bench = Bench(*names, config=config)
+    bench.meet(*names)
     bench.advance(30.0)
     assert bench.deadline(TimerKind.GOSSIP) is None
     bench.now += 1.0
@@ -93,6 +161,21 @@ def test_fresh_news_does_not_wait_for_the_slow_round_of_old_news():
     assert bench.deadline(TimerKind.GOSSIP) > 0.15, "what is left is old"
     bench.receive("m0", items=[alive("m2", 2)])
     assert bench.deadline(TimerKind.GOSSIP) <= CONFIG.gossip_interval_min
+
+
+@pytest.mark.parametrize(("accused", "pause"), [(False, LATER), (True, SOON)])
+def test_a_mesh_that_tells_itself_everything_does_not_hurry_unless_somebody_is_suspected(
+    accused, pause
+):
+    names = [f"m{number}" for number in range(BACKLOG_MIN + 20)]
+    # No observers: what they tell each other is no round.
+    bench = settled(GossipConfig(**STILL, observers=0), names)
+    bench.receive("m0", items=[accuse("m1", by="m0")] if accused else [])
+    for name in names[2:]:
+        bench.receive(name, items=[alive(name, 2)])
+    assert bench.node.statistics().broadcasts_queued > BACKLOG_MIN
+    times, _ = rounds(bench, seconds=0.25)
+    assert times[:2] == pytest.approx([0.0, pause])
 
 
 def test_whoever_has_nobody_to_tell_anything_does_not_gossip():

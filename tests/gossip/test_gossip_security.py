@@ -232,7 +232,10 @@ def test_one_accuser_alone_cannot_hurry_a_death():
         bench.receive("a", items=[accuse("b", by="a", waited=waited)])
     terms = bench.member("b").suspicion
     left_to_go = bench.deadline(TimerKind.SUSPICION, "b")
-    assert left_to_go == pytest.approx(terms.timeout_max) == pytest.approx(3.6)
+    config = GossipConfig()
+    refutations = config.suspicion_mult * config.suspicion_max_timeout_mult
+    assert left_to_go == pytest.approx(terms.timeout_max)
+    assert left_to_go == pytest.approx(refutations * config.refutation_interval)
 
 
 def test_nobodys_word_but_its_own_revives_a_member(bench):

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshd.gossip.config import GossipConfig
-from meshd.gossip.rtt import RoundTrip
 from meshd.gossip.suspicion import Suspicion, start_suspicion
+
+CONFIG = GossipConfig()
 
 
 def suspicion(**kwargs):
@@ -37,33 +38,38 @@ def test_one_more_accuser_never_lengthens_the_timeout(accusers, expected):
     assert 102.0 <= terms.deadline(accusers + 1) <= terms.deadline(accusers) <= 130.0
 
 
-def begun(*, members=10, smoothed=0.0, variation=0.0, **numbers):
+def begun(*, members=10, round_trip=0.0, **numbers):
     config = GossipConfig(**numbers)
-    return start_suspicion(
-        5.0, members=members, round_trip=RoundTrip(smoothed, variation), config=config
-    )
+    return start_suspicion(5.0, members=members, round_trip=round_trip, config=config)
+
+
+def refutations(count, *, interval=CONFIG.refutation_interval, one_way=0.0):
+    """How long so many take."""
+    return pytest.approx(count * (interval + one_way))
 
 
 @pytest.mark.parametrize(
-    ("members", "timeout_min"),
-    [(0, 0.6), (2, 0.6), (4, 0.6), (10, 0.6), (100, 1.2), (1000, 1.8), (10_000, 2.4)],
+    ("members", "count"),
+    [(0, 4), (2, 4), (4, 4), (10, 4), (100, 8), (1000, 12), (10_000, 16)],
 )
-def test_the_timeout_grows_with_the_logarithm_of_the_mesh(members, timeout_min):
+def test_the_timeout_grows_with_the_logarithm_of_the_mesh(members, count):
     terms = begun(members=members)
     assert terms.started_at == 5.0
-    assert terms.timeout_min == pytest.approx(timeout_min)
-    assert terms.timeout_max == pytest.approx(6.0 * timeout_min)
+    assert terms.timeout_min == refutations(count)
+    assert terms.timeout_max == refutations(6 * count)
 
 
 def test_the_wait_is_counted_in_what_a_refutation_takes():
-    # 4 times 0.15 s, and half a round trip with its variation: for the answer to come our way.
-    assert begun(smoothed=0.1, variation=0.02).timeout_min == pytest.approx(4.0 * 0.21)
-    assert begun(refutation_interval=0.3).timeout_min == pytest.approx(4.0 * 0.3)
+    # Half a round trip more: for the answer to come our way.
+    assert begun(round_trip=0.12).timeout_min == refutations(4, one_way=0.06)
+    assert begun(refutation_interval=0.3).timeout_min == refutations(4, interval=0.3)
     assert begun(probe_interval=9.0).timeout_min == begun().timeout_min
 
 
 def test_round_trips_that_take_for_ever_do_not_make_it_wait_for_ever():
-    assert begun(smoothed=9.0, variation=5.0).timeout_min == pytest.approx(4.0 * (0.15 + 0.25))
+    longest = CONFIG.probe_timeout
+    assert begun(round_trip=longest).timeout_min == refutations(4, one_way=longest / 2)
+    assert begun(round_trip=9.0).timeout_min == begun(round_trip=longest).timeout_min
 
 
 @pytest.mark.parametrize("members", [2, 3, 4, 100])

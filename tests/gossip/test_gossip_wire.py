@@ -192,6 +192,17 @@ def test_items_in_a_datagram_are_bounded():
         decode_untrusted(bytes([VERSION, MessageType.GOSSIP]) + msgpack.packb(fields))
 
 
+@pytest.mark.parametrize(
+    "malformed",
+    [7, b"blob", [], [0], [0, b"x", 1], [True, b"x"], [-1, b"x"], [128, b"x"], [0, "x"], {0: b"x"}],
+    ids=repr,
+)
+def test_an_item_of_another_shape_is_refused(malformed):
+    fields = {1: 7, 2: 1, 4: [[127, b""], malformed]}
+    with pytest.raises(BadPacket, match="malformed item"):
+        decode_untrusted(bytes([VERSION, MessageType.GOSSIP]) + msgpack.packb(fields))
+
+
 def test_an_optional_field_of_a_later_version_is_ignored():
     fields = {1: 7, 2: 1, 64: "whatever"}
     datagram = bytes([VERSION, MessageType.PING]) + msgpack.packb(fields)
