@@ -66,6 +66,7 @@ def test_a_killed_daemon_is_betrayed_by_its_kernel(measured):
         measured("s from kill until all know", max(dead) - killed_at)
 
 
+@pytest.mark.slow
 def test_members_between_whom_udp_is_dropped_are_a_path_fault_and_live():
     """a and b, without 7946/udp between them; nobody else could help, but TCP passes."""
     with mesh_of(lan(2)) as mesh:
@@ -83,6 +84,7 @@ def test_members_between_whom_udp_is_dropped_are_a_path_fault_and_live():
         mesh.ping_all()
 
 
+@pytest.mark.slow
 def test_a_third_member_helps_where_udp_is_dropped_between_two():
     with mesh_of(lan(3)) as mesh:
         settled(mesh)
