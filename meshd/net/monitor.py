@@ -14,14 +14,12 @@ import enum
 import errno
 import socket
 import struct
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 import trio
 
 from meshd.errors import DeviceError
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from meshd.net.closing import Closing
 
 # linux/rtnetlink.h
 RTMGRP_LINK = 0x1
@@ -59,7 +57,7 @@ CHANGE_OF_TYPE: Final = {
 NOTHING = Change(0)
 
 
-class NetworkMonitor:
+class NetworkMonitor(Closing):
     """Hears of everything that happens from the moment it is made."""
 
     def __init__(self) -> None:
@@ -72,17 +70,6 @@ class NetworkMonitor:
         except OSError as exc:
             self._socket.close()
             raise DeviceError("listen for network changes", exc.errno or 0) from exc
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop listening; a task that waits gets trio.ClosedResourceError."""

@@ -30,16 +30,16 @@ import errno
 import socket
 import struct
 from ipaddress import IPv6Address
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from meshd.errors import DeviceError, StartError
+from meshd.net.closing import Closing
 from meshd.net.datagram import ANCILLARY_BYTES, Counters, drain, open_socket, send
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from meshd.codec import IPAddress
     from meshd.net.datagram import Datagram, SocketStatistics
@@ -69,7 +69,7 @@ REPORTED_ERRNOS: Final = frozenset({
 })  # fmt: skip
 
 
-class Overlay:
+class Overlay(Closing):
     """The socket.  Its interface must exist, and may be down."""
 
     def __init__(self, address: IPv6Address, interface: str, *, port: int = GOSSIP_PORT) -> None:
@@ -86,17 +86,6 @@ class Overlay:
         except BaseException:
             self._socket.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the socket; a task that waits gets trio.ClosedResourceError."""

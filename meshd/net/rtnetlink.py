@@ -16,9 +16,10 @@ import os
 import socket
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, assert_never
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, assert_never
 
 from meshd.errors import DeviceError, StartError
+from meshd.net.closing import Closing
 from meshd.net.link import (
     ROUTE_PROTOCOL,
     AddAddress,
@@ -34,7 +35,6 @@ from meshd.net.local import HostAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from types import TracebackType
 
     from meshd.codec import IPAddress, IPNetwork
     from meshd.net.link import IPInterface, LinkChange
@@ -93,7 +93,7 @@ def require_ipv6() -> None:
         )
 
 
-class RouteNetlink:
+class RouteNetlink(Closing):
     """Observes and changes an interface's addresses and routes, and nothing that is not meshd's.
 
     `owned_prefixes` are the mesh's own: an address inside one of them is taken to be ours.
@@ -107,17 +107,6 @@ class RouteNetlink:
         self._owned_prefixes = tuple(owned_prefixes)
         self._refusal = NetlinkError
         self._netlink: Any = IPRoute(strict_check=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the netlink socket.  What was set stays."""

@@ -29,17 +29,17 @@ import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from meshd.errors import DeviceError, StartError
+from meshd.net.closing import Closing
 from meshd.net.datagram import TRANSIENT_ERRNOS
 from meshd.net.overlay import GOSSIP_PORT, IPV6_FREEBIND
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from types import TracebackType
 
     from trio.socket import SocketType
 
@@ -80,7 +80,7 @@ class _BadFrame(Exception):
     """The other side did not keep to the protocol.  Nothing of ours has changed."""
 
 
-class Streams:
+class Streams(Closing):
     """The listening socket, and what is connected.  The interface must exist, and may be down."""
 
     def __init__(self, address: IPv6Address, interface: str, *, port: int = GOSSIP_PORT) -> None:
@@ -105,17 +105,6 @@ class Streams:
             listener.close()
             raise
         self._listener = trio.socket.from_stdlib_socket(listener)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop listening; a task that serves gets trio.ClosedResourceError."""

@@ -14,16 +14,15 @@ import contextlib
 import errno
 import select
 import socket
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from meshd.errors import StartError
+from meshd.net.closing import Closing
 from meshd.net.datagram import Counters, drain, open_socket, send
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from meshd.codec import IPAddress
     from meshd.net.datagram import Datagram, SocketStatistics
     from meshd.wg.types import Endpoint
@@ -35,7 +34,7 @@ FAMILIES: Final = (
 EPHEMERAL_TRIES_MAX = 16  # a port free for one family may be taken for the other
 
 
-class Underlay:
+class Underlay(Closing):
     """Both sockets.  `port` is the one they are bound to."""
 
     def __init__(self, port: int = 0, *, fwmark: int = 0) -> None:
@@ -47,17 +46,6 @@ class Underlay:
         self._by_descriptor = {s.fileno(): s for s in self._sockets.values()}
         for descriptor in self._by_descriptor:
             self._ready.register(descriptor, select.EPOLLIN)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close both sockets; a task that waits gets trio.ClosedResourceError."""
