@@ -20,21 +20,13 @@ Rule 4: a joiner that was a member before keeps its time of first admission, and
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.errors import BadPacket
-from meshd.trust.credential import (
-    CHAIN_BYTES_MAX,
-    CHAIN_LENGTH_MAX,
-    CREDENTIAL_BYTES_MAX,
-    Credential,
-    excess,
-    issue,
-    verify_chain_untrusted,
-)
+from meshd.trust.credential import Credential, excess
 from meshd.trust.grammar import is_name
+from meshd.trust.granting import end_of_life, extend, own_right, utc
 from meshd.trust.invite import open_invite_untrusted
 from meshd.trust.invite_use import InviteUse, sign_invite_use
 from meshd.trust.refusal import Refusal, RefusalCode
@@ -73,7 +65,7 @@ def admit(
 
     The ledger is not changed: merge the use, and answer only then.
     """
-    own = _own_credential(ledger, key.id, chain, wall)
+    own = own_right(ledger, key.id, chain, wall)
     if isinstance(own, Refusal):
         return own
     try:
@@ -106,22 +98,6 @@ def withdraw(
     return sign_invite_use(use, key, ledger.mesh)
 
 
-def _own_credential(
-    ledger: Ledger, node: NodeId, chain: tuple[bytes, ...], wall: float
-) -> Credential | Refusal:
-    credentials = verify_chain_untrusted(chain, ledger.mesh, node, ledger.cache)
-    own = credentials[-1]
-    if ledger.judgement().against_chain(credentials) is not None:
-        why = "is revoked"
-    elif not own.admit:
-        why = "has no right to admit"
-    elif own.expired(wall):
-        why = f"has a credential that expired at {_utc(own.expires_at)}"
-    else:
-        return own
-    return Refusal(RefusalCode.NOT_ALLOWED, f"member '{own.name}' {why}; use another seed")
-
-
 def _judge_inviter(ledger: Ledger, invite: Invite, wall: float) -> Refusal | None:
     inviter = ledger.standing(invite.issuer)
     if inviter is None:
@@ -149,13 +125,13 @@ def _judge_invite(ledger: Ledger, invite: Invite, subject: NodeId, wall: float) 
     if wall > invite.expires_at:
         return Refusal(
             RefusalCode.EXPIRED,
-            f"the token expired at {_utc(invite.expires_at)}, and it is {_utc(wall)} by the clock "
+            f"the token expired at {utc(invite.expires_at)}, and it is {utc(wall)} by the clock "
             "of the member that was asked; ask for another token",
         )
     if state.withdrawn_at is not None:
         return Refusal(
             RefusalCode.WITHDRAWN,
-            f"the token was withdrawn at {_utc(state.withdrawn_at)}; ask for another one",
+            f"the token was withdrawn at {utc(state.withdrawn_at)}; ask for another one",
         )
     if state.spent or (invite.uses and len(state.winners) >= invite.uses):
         return Refusal(
@@ -218,30 +194,12 @@ def _grant(
         relay=invite.relay,
         admitted_at=_admitted_at(ledger, application.subject, used_at),
         issued_at=issued_at,
-        expires_at=_expires_at(own, issued_at, invite.lifetime),
+        expires_at=end_of_life(own, issued_at, invite.lifetime),
         invite=invite.id,
     )
-    too_much = excess(own, credential)
-    if too_much is not None:
-        return Refusal(
-            RefusalCode.CANNOT_NARROW,
-            f"member '{own.name}' may not grant what the token promises: {too_much}; "
-            "use the inviter itself as seed",
-        )
-    blob = issue(credential, key, ledger.mesh)
-    if len(blob) > CREDENTIAL_BYTES_MAX:
-        return Refusal(
-            RefusalCode.CREDENTIAL_TOO_LONG,
-            f"the credential would have {len(blob)} bytes, {CREDENTIAL_BYTES_MAX} are allowed; "
-            "choose a shorter --name, or ask for a token with fewer tags and routes",
-        )
-    extended = (*chain, blob)
-    if len(extended) > CHAIN_LENGTH_MAX or sum(map(len, extended)) > CHAIN_BYTES_MAX:
-        return Refusal(
-            RefusalCode.CHAIN_TOO_LONG,
-            f"the chain of credentials through member '{own.name}' would be too long; "
-            "use a seed that was admitted nearer to the mesh key",
-        )
+    extended = extend(chain, own, credential, key=key, ledger=ledger)
+    if isinstance(extended, Refusal):
+        return extended
     if not invite.uses:
         return Admission(credential, extended, None)
     use = InviteUse(
@@ -264,15 +222,3 @@ def _admitted_at(ledger: Ledger, subject: NodeId, used_at: int) -> int:
     if standing is None or not standing.admitted:
         return used_at
     return min(used_at, standing.credential.admitted_at)
-
-
-def _expires_at(own: Credential, issued_at: int, lifetime: int) -> int:
-    ends = (own.expires_at, issued_at + lifetime if lifetime else 0)
-    return min((end for end in ends if end), default=0)
-
-
-def _utc(wall: float) -> str:
-    try:
-        return f"{dt.datetime.fromtimestamp(int(wall), dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
-    except (OverflowError, ValueError):
-        return f"{int(wall)} s after 1970"  # a date beyond the year 9999 is legal, if absurd

@@ -1,0 +1,95 @@
+"""What admission and renewal have in common: the granting member's own right, and its signature.
+
+A member grants nothing it could not verify in the hands of another: every credential is held
+against the rules of `credential` before it leaves.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING
+
+from meshd.trust.credential import (
+    CHAIN_BYTES_MAX,
+    CHAIN_LENGTH_MAX,
+    CREDENTIAL_BYTES_MAX,
+    Credential,
+    excess,
+    issue,
+    verify_chain_untrusted,
+)
+from meshd.trust.refusal import Refusal, RefusalCode
+
+if TYPE_CHECKING:
+    from meshd.keys import NodeId, NodeKey
+    from meshd.trust.ledger import Ledger
+
+
+def own_right(
+    ledger: Ledger, node: NodeId, chain: tuple[bytes, ...], wall: float
+) -> Credential | Refusal:
+    """Return the credential by which the member with this chain may grant, or why it may not."""
+    credentials = verify_chain_untrusted(chain, ledger.mesh, node, ledger.cache)
+    own = credentials[-1]
+    if ledger.judgement().against_chain(credentials) is not None:
+        why = "is revoked"
+    elif not own.admit:
+        why = "has no right to admit"
+    elif own.expired(wall):
+        why = f"has a credential that expired at {utc(own.expires_at)}"
+    else:
+        return own
+    return Refusal(RefusalCode.NOT_ALLOWED, f"member '{own.name}' {why}; ask another member")
+
+
+def extend(
+    chain: tuple[bytes, ...],
+    own: Credential,
+    credential: Credential,
+    *,
+    key: NodeKey,
+    ledger: Ledger,
+) -> tuple[bytes, ...] | Refusal:
+    """Return the chain with one more credential, signed, or why that would not verify.
+
+    `own` is the last credential of `chain`, and `key` its subject's.
+    """
+    too_much = excess(own, credential)
+    if too_much is not None:
+        return Refusal(
+            RefusalCode.CANNOT_NARROW,
+            f"member '{own.name}' may not grant as much as is asked of it: {too_much}; "
+            "ask a member that may",
+        )
+    blob = issue(credential, key, ledger.mesh)
+    if len(blob) > CREDENTIAL_BYTES_MAX:
+        return Refusal(
+            RefusalCode.CREDENTIAL_TOO_LONG,
+            f"the credential would have {len(blob)} bytes, {CREDENTIAL_BYTES_MAX} are allowed; "
+            "choose a shorter --name, or ask for a token with fewer tags and routes",
+        )
+    extended = (*chain, blob)
+    if len(extended) > CHAIN_LENGTH_MAX or sum(map(len, extended)) > CHAIN_BYTES_MAX:
+        return Refusal(
+            RefusalCode.CHAIN_TOO_LONG,
+            f"the chain of credentials through member '{own.name}' would be too long; "
+            "ask a member that was admitted nearer to the mesh key",
+        )
+    return extended
+
+
+def end_of_life(own: Credential, issued_at: int, lifetime: int) -> int:
+    """Return when a credential ends that is to live so long: never later than its issuer's.
+
+    0 stands for without end, in the arguments and in the result.
+    """
+    ends = (own.expires_at, issued_at + lifetime if lifetime else 0)
+    return min((end for end in ends if end), default=0)
+
+
+def utc(wall: float) -> str:
+    """Return an instant as text for people."""
+    try:
+        return f"{dt.datetime.fromtimestamp(int(wall), dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError):
+        return f"{int(wall)} s after 1970"  # a date beyond the year 9999 is legal, if absurd
