@@ -11,6 +11,12 @@ bytes.  Ours begin with a magic, so that five bytes tell everything apart:
     t   1 bootstrap request    newcomer -> member     exactly 1,200 bytes
         2 bootstrap answer     member -> newcomer     at most 1,200 bytes
         3 path probe           member <-> member      at most 1,200 bytes
+        4 bootstrap cookie     member -> newcomer     61 bytes: see `bootstrap.cookie`
+        5 request with cookie  newcomer -> member     exactly 1,200 bytes
+        6 approval hello       newcomer -> member     exactly 1,200 bytes
+        7 approval welcome     member -> newcomer     94 bytes: see `bootstrap.approval`
+        8 approval question    newcomer -> member     exactly 1,200 bytes
+        9 approval reply       member -> newcomer     at most 1,200 bytes
 
 Rule 1: 1,200 bytes of UDP payload fit, unfragmented, wherever IPv6 works (RFC 8200 section 5: an
         MTU of 1,280), with room for the encapsulations of providers.
@@ -41,6 +47,12 @@ class DatagramType(enum.IntEnum):
     BOOTSTRAP_REQUEST = 1
     BOOTSTRAP_ANSWER = 2
     PATH_PROBE = 3
+    BOOTSTRAP_COOKIE = 4
+    REQUEST_WITH_COOKIE = 5
+    APPROVAL_HELLO = 6
+    APPROVAL_WELCOME = 7
+    APPROVAL_QUESTION = 8
+    APPROVAL_REPLY = 9
 
 
 class Outgoing(NamedTuple):

@@ -11,7 +11,10 @@ Rule 1: only an answer counts that opens under one of the handshakes under way w
 Rule 2: a final refusal ends it; others are reported, and the seeds asked again, for another member
         or a later moment may say yes.
 
-Rule 3: names are looked up again while nobody answers, since a seed may have moved or its name may
+Rule 3: a member that is too busy for strangers answers with a cookie.  It is asked once more with
+        that at once, and with it from then on; see `cookie`.
+
+Rule 4: names are looked up again while nobody answers, since a seed may have moved or its name may
         only appear later.
 """
 
@@ -21,6 +24,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from meshd.bootstrap.cookie import CODE_BYTES, SECRET_LIFETIME, code_of, open_cookie_untrusted
 from meshd.bootstrap.events import (
     BadPacketReceived,
     Joined,
@@ -29,6 +33,7 @@ from meshd.bootstrap.events import (
     Silent,
 )
 from meshd.bootstrap.messages import (
+    PAYLOAD_BYTES,
     PROLOGUE,
     ByInvite,
     encode_request,
@@ -78,12 +83,18 @@ class JoinerStatistics:
 
     requests: int
     answers: int
+    cookies: int
     bad_packets: int
 
 
 class _Attempt(NamedTuple):
     handshake: Initiator
     began_at: float
+
+
+class _Cookie(NamedTuple):
+    value: bytes
+    taken_at: float
 
 
 class Joiner:
@@ -112,6 +123,8 @@ class Joiner:
         self._config = config or JoinerConfig()
         self._endpoints: tuple[Endpoint, ...] = ()
         self._attempts: dict[Endpoint, deque[_Attempt]] = {}  # newest first
+        self._cookies: dict[Endpoint, _Cookie] = {}
+        self._repeats: dict[Endpoint, bool] = {}  # in this round: whether still to be sent
         self._round = 0
         self._round_at = now
         self._resolved_at = now
@@ -120,7 +133,7 @@ class Joiner:
         self._finished = False
         self._outbox: list[Outgoing] = []
         self._events: deque[JoinerEvent] = deque()
-        self._requests = self._answers = self._bad_packets = 0
+        self._requests = self._answers = self._bad_packets = self._cookies_taken = 0
         self._events.append(ResolveSeeds(self._seeds))
 
     # Inputs
@@ -143,12 +156,17 @@ class Joiner:
             self._round_at = now
         self._endpoints = endpoints
         self._attempts = {e: self._attempts.get(e, deque()) for e in endpoints}
+        self._cookies = {e: cookie for e, cookie in self._cookies.items() if e in endpoints}
+        self._repeats = {e: due for e, due in self._repeats.items() if e in endpoints}
 
     def receive_datagram(self, datagram: bytes, source: Endpoint, now: float) -> None:
         """Handle an answer, which may be anything at all."""
         if self._finished:
             return
         try:
+            if datagram_type_untrusted(datagram) is DatagramType.BOOTSTRAP_COOKIE:
+                self._take_cookie_untrusted(datagram[HEADER_BYTES:], source, now)
+                return
             answer, rtt, chain = self._open_untrusted(datagram, source, now)
         except BadPacket as exc:
             self._bad_packets += 1
@@ -172,6 +190,9 @@ class Joiner:
         if self._silent_at is not None and now >= self._silent_at:
             self._silent_at = None
             self._events.append(Silent(self._seeds, self._endpoints))
+        for endpoint in [e for e, due in self._repeats.items() if due]:
+            self._repeats[endpoint] = False
+            self._ask(endpoint, now, wall)
         if now >= self._round_at:
             self._ask_all(now, wall)
 
@@ -191,6 +212,9 @@ class Joiner:
         if self._finished:
             return None
         timers = [Timer(self._round_at, "ask the seeds")]
+        timers += [
+            Timer(self._cookies[e].taken_at, "cookie") for e, due in self._repeats.items() if due
+        ]
         if self._silent_at is not None:
             timers.append(Timer(self._silent_at, "nobody answers"))
         return min(timers)
@@ -202,7 +226,9 @@ class Joiner:
 
     def statistics(self) -> JoinerStatistics:
         """Return counts since the start."""
-        return JoinerStatistics(self._requests, self._answers, self._bad_packets)
+        return JoinerStatistics(
+            self._requests, self._answers, self._cookies_taken, self._bad_packets
+        )
 
     # Asking
 
@@ -212,6 +238,7 @@ class Joiner:
         if now - self._resolved_at >= age:
             self._resolved_at = now
             self._events.append(ResolveSeeds(self._seeds))
+        self._repeats.clear()
         for endpoint in self._endpoints:
             self._ask(endpoint, now, wall)
         pause = min(config.pause_max, config.pause_min * 2**self._round)
@@ -225,22 +252,49 @@ class Joiner:
             prologue=PROLOGUE,
             ephemeral=self._rng.randbytes(KEY_BYTES),
         )
+        cookie = self._cookie_for(endpoint, now)
         payload = encode_request(
             self._introduction,
             key=self._key,
             mesh=self._mesh,
             binding=handshake.binding,
             wall=wall,
+            size=PAYLOAD_BYTES - (CODE_BYTES if cookie else 0),
         )
         attempts = self._attempts[endpoint]
         attempts.appendleft(_Attempt(handshake, now))
         if len(attempts) > ATTEMPTS_PER_ENDPOINT_MAX:
             attempts.pop()
-        datagram = header(DatagramType.BOOTSTRAP_REQUEST) + handshake.write_request(payload)
+        message = handshake.write_request(payload)
+        if cookie:
+            head = header(DatagramType.REQUEST_WITH_COOKIE)
+            datagram = head + code_of(cookie, head, message) + message
+        else:
+            datagram = header(DatagramType.BOOTSTRAP_REQUEST) + message
         self._requests += 1
         self._outbox.append(Outgoing(datagram, endpoint, None))
 
+    def _cookie_for(self, endpoint: Endpoint, now: float) -> bytes:
+        """Return the cookie that a member at this address has given us, unless it is stale."""
+        cookie = self._cookies.get(endpoint)
+        if cookie is None or now - cookie.taken_at >= SECRET_LIFETIME:
+            return b""
+        return cookie.value
+
     # Answers
+
+    def _take_cookie_untrusted(self, sealed: bytes, source: Endpoint, now: float) -> None:
+        """Keep a cookie, and have its request repeated with it, once in a round."""
+        for attempt in self._attempts.get(source, ()):
+            try:
+                value = open_cookie_untrusted(sealed, attempt.handshake.public, self._bootstrap_key)
+            except BadPacket:
+                continue  # to another of our requests, perhaps
+            self._cookies_taken += 1
+            self._cookies[source] = _Cookie(value, now)
+            self._repeats.setdefault(source, True)
+            return
+        raise BadPacket("cookie for no request of ours")
 
     def _open_untrusted(
         self, datagram: bytes, source: Endpoint, now: float

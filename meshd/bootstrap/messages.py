@@ -133,9 +133,15 @@ class AdmissionVerdict:
 
 
 def encode_request(
-    introduction: Introduction, *, key: NodeKey, mesh: MeshId, binding: bytes, wall: float
+    introduction: Introduction,
+    *,
+    key: NodeKey,
+    mesh: MeshId,
+    binding: bytes,
+    wall: float,
+    size: int = PAYLOAD_BYTES,
 ) -> bytes:
-    """Return the payload of a request, padded to its one length."""
+    """Return the payload of a request, padded to `size`: less where a code goes before it."""
     body: dict[int, object] = {1: bytes(key.id), 2: int(wall)}
     if isinstance(introduction, ByRecord):
         body[3] = introduction.record
@@ -147,8 +153,8 @@ def encode_request(
     if isinstance(introduction, ByInvite):
         fields[2] = signature(Statement.REQUEST, mesh, introduction.invite_key, binding + packed)
     fields[3] = packed
-    payload = pad(pack(fields), PAYLOAD_BYTES)
-    assert len(payload) == PAYLOAD_BYTES, "records and invites are bounded so that this fits"
+    payload = pad(pack(fields), size)
+    assert len(payload) == size, "records and invites are bounded so that this fits"
     return payload
 
 

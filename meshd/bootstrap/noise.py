@@ -86,6 +86,10 @@ class _SymmetricState:
         self.mix_hash(ciphertext)
         return plaintext
 
+    def split(self) -> tuple[bytes, bytes]:
+        """Return the keys of what follows the handshake: the initiator's first."""
+        return _hkdf2(self.chaining_key, b"")
+
     def _nonce_bytes(self) -> bytes:
         return bytes(4) + self.nonce.to_bytes(8, "little")
 
@@ -99,6 +103,11 @@ class Initiator:
         self._state = _SymmetricState(prologue)
         self._state.mix_key_and_hash(psk)
         self._state.mix_public(self._public)
+
+    @property
+    def public(self) -> bytes:
+        """The ephemeral key that the request begins with."""
+        return self._public
 
     @property
     def binding(self) -> bytes:
@@ -123,6 +132,10 @@ class Initiator:
         payload = state.decrypt_untrusted(ciphertext)
         self._state = state
         return payload, binding
+
+    def transport_keys(self) -> tuple[bytes, bytes]:
+        """Return the keys of what follows message 2: ours to send with, theirs (Split)."""
+        return self._state.split()
 
 
 class Responder:
@@ -165,6 +178,10 @@ class Responder:
     def write_answer(self, payload: bytes) -> bytes:
         """Return message 2."""
         return self._public + self._state.encrypt(payload)
+
+    def transport_keys(self) -> tuple[bytes, bytes]:
+        """Return the keys of what follows message 2: theirs, ours to send with (Split)."""
+        return self._state.split()
 
 
 def _split(message: bytes) -> tuple[bytes, bytes]:

@@ -11,20 +11,30 @@
 Rule 1: whoever does not have the bootstrap key gets no answer and costs one hash chain and one
         decryption: no table, no signature, no key agreement.
 
-Rule 2: between request and answer a handshake waits, for `PENDING_LIFETIME` at most.  When too
+Rule 2: there are two doors, each with a limit of its own.  The first is for requests from a source
+        that is yet unproven; when it is crowded they are not judged, but get a cookie.  The second
+        is for those who come back with it (see `cookie`), each source within limits of its own
+        (see `limits`).  So neither forged sources nor one that asks too often keep others out.
+
+Rule 3: between request and answer a handshake waits, for `PENDING_LIFETIME` at most.  When too
         many wait, newcomers are not heard: they ask again.
 
-Rule 3: an exact repeat is dropped while it is remembered.  After that it is answered once more,
+Rule 4: an exact repeat is dropped while it is remembered.  After that it is answered once more,
         and only the one who made the request can read that.
+
+Rule 5: no answer is longer than the question.
 """
 
 from __future__ import annotations
 
+import hmac
 from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from meshd.bootstrap.cookie import CODE_BYTES, CookieMaker, code_of
 from meshd.bootstrap.events import BadPacketReceived, RequestOpened
+from meshd.bootstrap.limits import Buckets, source_of
 from meshd.bootstrap.messages import (
     PROLOGUE,
     REFERENCE_BYTES,
@@ -59,12 +69,19 @@ if TYPE_CHECKING:
     from meshd.wg.types import Endpoint
 
 PENDING_MAX = 256
+PENDING_UNPROVEN_MAX = 128  # of those, from behind the first door
+PENDING_PER_SOURCE_MAX = 8
 PENDING_LIFETIME = 10.0  # longer than a newcomer waits before it asks again
 REPLAYS_REMEMBERED_MAX = 16_384
 
-# Of requests that open: each costs two signatures and a key agreement, 0.3 ms.
+# Of requests that open, at each door: each costs two signatures and a key agreement, 0.3 ms.
 REQUESTS_PER_SECOND_MAX = 100
 REQUESTS_BURST_MAX = 200
+# Of those, from one source behind the second door.  A newcomer asks four times in its first second;
+# the burst lets a rack that starts at once, behind one NAT, in within seconds.
+SOURCE_REQUESTS_PER_SECOND_MAX = 5
+SOURCE_REQUESTS_BURST_MAX = 20
+SOURCES_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +92,7 @@ class ResponderStatistics:
     answered: int = 0
     replayed: int = 0
     limited: int = 0  # too many at once
+    cookies: int = 0  # of those, that got one
     expired: int = 0  # never judged
     bad_packets: int = 0
     pending: int = 0
@@ -86,6 +104,7 @@ class _Pending:
     source: Endpoint
     local: IPAddress | None
     opened_at: float
+    proven: bytes | None  # its source behind the second door; None behind the first
 
 
 class Responder:
@@ -105,7 +124,17 @@ class Responder:
         self._bootstrap_key = bootstrap_key
         self._rng = rng
         self._replays = ReplayGuard(REPLAYS_REMEMBERED_MAX)
-        self._limit = TokenBucket(rate=REQUESTS_PER_SECOND_MAX, burst=REQUESTS_BURST_MAX, now=now)
+        self._unproven = TokenBucket(
+            rate=REQUESTS_PER_SECOND_MAX, burst=REQUESTS_BURST_MAX, now=now
+        )
+        self._proven = TokenBucket(rate=REQUESTS_PER_SECOND_MAX, burst=REQUESTS_BURST_MAX, now=now)
+        self._sources: Buckets[bytes] = Buckets(
+            rate=SOURCE_REQUESTS_PER_SECOND_MAX,
+            burst=SOURCE_REQUESTS_BURST_MAX,
+            keys_max=SOURCES_MAX,
+        )
+        self._cookies = CookieMaker(rng=rng, now=now)
+        self._fresh = NoiseResponder(psk=bootstrap_key, prologue=PROLOGUE)
         self._pending: dict[bytes, _Pending] = {}  # by reference, oldest first
         self._outbox: list[Outgoing] = []
         self._events: deque[ResponderEvent] = deque()
@@ -199,21 +228,30 @@ class Responder:
     def _receive_untrusted(
         self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
     ) -> None:
-        if datagram_type_untrusted(datagram) is not DatagramType.BOOTSTRAP_REQUEST:
+        kind = datagram_type_untrusted(datagram)
+        if kind not in _REQUESTS:
             raise BadPacket("not a bootstrap request")
         if len(datagram) != DATAGRAM_BYTES_MAX:
             raise BadPacket("request of the wrong length")
-        message = datagram[HEADER_BYTES:]
+        head, code, message = _split(kind, datagram)
         mark = message[:KEY_BYTES]  # the ephemeral key: everything else depends on it
         if mark in self._replays:
             self._counts["replayed"] += 1
             return
-        handshake = NoiseResponder(psk=self._bootstrap_key, prologue=PROLOGUE)
+        handshake = self._fresh  # which a request that does not open leaves as it is
         padded, binding = handshake.read_request_untrusted(message)
-        if len(self._pending) >= PENDING_MAX or not self._limit.take(now):
-            self._counts["limited"] += 1
-            return
+        self._fresh = NoiseResponder(psk=self._bootstrap_key, prologue=PROLOGUE)
         self._replays.add(mark)
+        proven = None
+        if code and hmac.compare_digest(
+            code, code_of(self._cookies.cookie(source, now), head, message)
+        ):
+            proven = source_of(source.address)
+        if not self._may_enter(proven, now):
+            self._counts["limited"] += 1
+            if proven is None:
+                self._send_cookie(mark, source, local, now)
+            return
         payload = unpad_untrusted(padded)
         request = open_request_untrusted(payload, binding, self._mesh)
         if request.node == self._key.id:
@@ -222,6 +260,35 @@ class Responder:
         handover = None
         if request.application is not None:
             handover = AdmissionRequest(reference, binding, payload)
-        self._pending[reference] = _Pending(handshake, source, local, now)
+        self._pending[reference] = _Pending(handshake, source, local, now, proven)
         self._counts["opened"] += 1
         self._events.append(RequestOpened(reference, request, source, handover))
+
+    def _may_enter(self, proven: bytes | None, now: float) -> bool:
+        """Ask for room and for tokens at the door that is a request's: rule 2."""
+        waiting = sum(pending.proven == proven for pending in self._pending.values())
+        if proven is None:
+            return waiting < PENDING_UNPROVEN_MAX and self._unproven.take(now)
+        return (
+            len(self._pending) < PENDING_MAX
+            and waiting < PENDING_PER_SOURCE_MAX
+            and self._sources.take(proven, now)
+            and self._proven.take(now)
+        )
+
+    def _send_cookie(
+        self, mark: bytes, source: Endpoint, local: IPAddress | None, now: float
+    ) -> None:
+        self._counts["cookies"] += 1
+        sealed = self._cookies.sealed(source, mark, self._bootstrap_key, now)
+        datagram = header(DatagramType.BOOTSTRAP_COOKIE) + sealed
+        self._outbox.append(Outgoing(datagram, source, local))
+
+
+_REQUESTS = {DatagramType.BOOTSTRAP_REQUEST, DatagramType.REQUEST_WITH_COOKIE}
+
+
+def _split(kind: DatagramType, datagram: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return a request's header, its code if it has one, and its Noise message."""
+    code_end = HEADER_BYTES + (CODE_BYTES if kind is DatagramType.REQUEST_WITH_COOKIE else 0)
+    return datagram[:HEADER_BYTES], datagram[HEADER_BYTES:code_end], datagram[code_end:]

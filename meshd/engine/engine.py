@@ -147,9 +147,9 @@ class Engine:
         match kind:
             case DatagramType.PATH_PROBE:
                 self.path.receive_datagram(datagram, source, local, now)
-            case DatagramType.BOOTSTRAP_REQUEST:
+            case DatagramType.BOOTSTRAP_REQUEST | DatagramType.REQUEST_WITH_COOKIE:
                 self.admission.receive_request(datagram, source, local, now)
-            case DatagramType.BOOTSTRAP_ANSWER:
+            case DatagramType.BOOTSTRAP_ANSWER | DatagramType.BOOTSTRAP_COOKIE:
                 self.entry.receive_answer(datagram, source, now)
         self._settle(now, wall)
 
