@@ -31,6 +31,8 @@ class RefusalCode(enum.IntEnum):
     FULL = 13
     ANSWER_TOO_LONG = 14  # the answer would not fit into a datagram
     CREDENTIAL_TOO_LONG = 15  # name, tags and routes together
+    TOO_LATE = 16  # the credential has expired too long ago to be renewed
+    NO_GAIN = 17  # this member could not make the credential last any longer
 
 
 # Another member, or the same one a little later, may well say yes.
@@ -43,6 +45,7 @@ _PASSING = frozenset(
         RefusalCode.CANNOT_NARROW,
         RefusalCode.FULL,
         RefusalCode.ANSWER_TOO_LONG,
+        RefusalCode.NO_GAIN,
     }
 )
 

@@ -336,5 +336,7 @@ def test_refusal_codes_are_pinned():
         "FULL",
         "ANSWER_TOO_LONG",
         "CREDENTIAL_TOO_LONG",
+        "TOO_LATE",
+        "NO_GAIN",
     ]
-    assert [int(code) for code in RefusalCode] == list(range(16))
+    assert [int(code) for code in RefusalCode] == list(range(18))
