@@ -33,8 +33,9 @@ from meshd.engine.admission import Admission
 from meshd.engine.counters import CounterWatch
 from meshd.engine.entry import Entry
 from meshd.engine.events import OverlayStream
-from meshd.engine.handover import is_handover
+from meshd.engine.handover import Handover, is_handover, split
 from meshd.engine.presence import Presence
+from meshd.engine.revoking import Revoking
 from meshd.engine.wording import Wording
 from meshd.errors import BadPacket
 from meshd.gossip import events as gossip_events
@@ -57,7 +58,9 @@ if TYPE_CHECKING:
     from meshd.codec import IPAddress
     from meshd.engine.config import EngineConfig, Memory
     from meshd.engine.events import Detail, Event
+    from meshd.engine.handover import Receiver
     from meshd.engine.identity import Identity
+    from meshd.engine.revoking import Draft
     from meshd.gossip.cause import Cause
     from meshd.plan.plan import DesiredState
     from meshd.trust.credential import Credential
@@ -129,6 +132,13 @@ class Engine:
             pass  # those we remember have not just joined
         self.entry = Entry(self, rng=rng, now=now)
         self.admission = Admission(self, rng=rng, now=now)
+        self.revoking = Revoking(self)
+        self._receivers: dict[Handover, Receiver] = {
+            Handover.ADMISSION_REQUEST: self.admission,
+            Handover.ADMISSION_VERDICT: self.admission,
+            Handover.REVOKED: self.revoking,
+        }
+        self.revoking.judge()
         for node in self.ledger.members():
             self._take_member(node, now)
         self._settle(now, wall)
@@ -162,7 +172,8 @@ class Engine:
             self.bad_packets["overlay source is no member"] += 1
             return
         if is_handover(datagram):
-            self.admission.receive_handover(datagram, node, now, wall)
+            kind, _ = split(datagram)
+            self._receivers[kind].receive_handover(datagram, node, now, wall)
         else:
             self.gossip.receive_datagram(datagram, node, now, wall)
         self._settle(now, wall)
@@ -247,6 +258,12 @@ class Engine:
         """Announce our departure; `Departed` says when that is done."""
         self.gossip.leave(now)
         self._settle(now, wall)
+
+    def revoke(self, draft: Draft, now: float, wall: float) -> Fact | None:
+        """Keep and spread a revocation that was drafted; None if there is no room for it."""
+        fact = self.learn(FactKind.REVOCATION, draft.blob, now, wall)
+        self._settle(now, wall)
+        return fact
 
     def forget(self, node: NodeId, now: float, wall: float) -> None:
         """Drop what is known of a member.  It comes back if it is alive after all."""
@@ -341,6 +358,13 @@ class Engine:
         """Return the name a member is shown under; its short id where it has none."""
         return self.ledger.names().get(node, node.short)
 
+    def called(self, node: NodeId) -> str:
+        """Return the name a node was admitted under, be it a member still or not."""
+        standing = self.ledger.standing(node)
+        if standing is None or standing.admitted:
+            return self.name_of(node)
+        return standing.credential.name
+
     def ipv6_of(self, node: NodeId) -> IPv6Address:
         """Return a member's overlay address."""
         return overlay_address(self.identity.mesh, node)
@@ -348,11 +372,16 @@ class Engine:
     @property
     def own_credential(self) -> Credential | None:
         """The credential that admits us; None before we have one."""
+        return self.own_chain[-1] if self.own_chain else None
+
+    @property
+    def own_chain(self) -> tuple[Credential, ...]:
+        """The chain that admits us, the mesh key's first; empty before we have one."""
         if not self.identity.chain:
-            return None
+            return ()
         return verify_chain_untrusted(
             self.identity.chain, self.identity.mesh, self.identity.node, self.ledger.cache
-        )[-1]
+        )
 
     # For the parts of the engine
 
@@ -388,6 +417,7 @@ class Engine:
         self.identity = identity
         self.path.exclude(self.presence.networks, now)
         self.presence.due = True
+        self.revoking.judge()
         self._emit(events.Admitted(identity))
 
     # Settling: the events of each core are inputs of the others
@@ -543,6 +573,7 @@ class Engine:
             self._take_member(NodeId(fact.key), now)
         else:
             # A revocation, or an invite that was used twice: anybody's standing may have changed.
+            self.revoking.judge(fact)
             for node in self.ledger.members():
                 self._take_member(node, now)
         self.presence.due = True

@@ -1,16 +1,24 @@
-"""What members hand to one another through the tunnel besides gossip: requests to admit somebody.
+"""What members hand to one another through the tunnel besides gossip.
 
      0      1
     ┌──────┬──────────────────────────────────────────────┐
-    │ mark │ see `meshd.bootstrap.messages`               │     at most 1,232 bytes
+    │ mark │ what the part that it is for makes of it     │     at most 1,232 bytes
     └──────┴──────────────────────────────────────────────┘
 
-The mark is no version of gossip's, so that both share one port.
+    0xF1, 0xF2   requests to admit somebody   `meshd.engine.admission`
+    0xFA         a revocation, to its subject `meshd.engine.revoking`
+
+The mark is no version of gossip's, so that both share one port.  The engine knows which part of it
+each mark is for (`Receiver`).
 """
 
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from meshd.keys import NodeId
 
 
 class Handover(enum.IntEnum):
@@ -18,13 +26,21 @@ class Handover(enum.IntEnum):
 
     ADMISSION_REQUEST = 0xF1
     ADMISSION_VERDICT = 0xF2
+    REVOKED = 0xFA
+
+
+class Receiver(Protocol):
+    """A part of the engine that takes what bears certain marks."""
+
+    def receive_handover(self, datagram: bytes, source: NodeId, now: float, wall: float) -> None:
+        """Handle a datagram, which may be anything at all behind its mark, from a member."""
 
 
 _MARKS = frozenset(Handover)
 
 
 def is_handover(datagram: bytes) -> bool:
-    """Whether a datagram from the tunnel is for `meshd.engine.admission`, not for gossip."""
+    """Whether a datagram from the tunnel is for a `Receiver`, not for gossip."""
     return bool(datagram) and datagram[0] in _MARKS
 
 

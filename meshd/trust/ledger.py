@@ -50,6 +50,7 @@ from meshd.trust.revocation import (
     OpenedRevocation,
     open_revocation_untrusted,
     revocation_fact,
+    revocation_key,
 )
 from meshd.trust.standing import Standing
 
@@ -233,6 +234,11 @@ class Ledger:
         if self._judgement is None:
             self._judgement = Judgement(self._revocations.values())
         return self._judgement
+
+    def foresee(self, opened: OpenedRevocation) -> Judgement:
+        """Return what all revocations would come to together with one more."""
+        key = revocation_key(opened.revocation)
+        return Judgement({**self._revocations, key: opened}.values())
 
     def invite(self, invite: InviteId) -> InviteState:
         """Return how far an invite has been used, or withdrawn."""

@@ -116,6 +116,10 @@ class Judgement:
         """Return the first standing revocation of a node itself."""
         return self._against.get(node)
 
+    def cascades(self, node: NodeId) -> bool:
+        """Whether what a node has let in is out with it."""
+        return node in self._cascading
+
     def against_chain(self, chain: Sequence[Credential]) -> Revocation | None:
         """Return what a chain falls by: a revocation of its subject, or a cascade of an issuer."""
         direct = self._against.get(chain[-1].subject)
@@ -175,8 +179,13 @@ def open_revocation_untrusted(
 
 
 def revocation_fact(revocation: Revocation, blob: bytes) -> Fact:
-    """Return the fact that an opened revocation is: one for each subject and signer."""
-    key = fingerprint(
+    """Return the fact that an opened revocation is."""
+    key = revocation_key(revocation)
+    return Fact(FactKind.REVOCATION, key, int(revocation.cascade), blob)
+
+
+def revocation_key(revocation: Revocation) -> bytes:
+    """Return the key of a revocation's fact: there is one for each subject and signer."""
+    return fingerprint(
         revocation.subject, revocation.signer, size=FACT_KEY_BYTES, person=b"meshd.revoked"
     )
-    return Fact(FactKind.REVOCATION, key, int(revocation.cascade), blob)
