@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from meshd.errors import BadPacket
 from meshd.trust.credential import Credential, excess
 from meshd.trust.grammar import is_name
-from meshd.trust.granting import end_of_life, extend, own_right, utc
+from meshd.trust.granting import extend, limited, own_right, utc
 from meshd.trust.invite import open_invite_untrusted
 from meshd.trust.invite_use import InviteUse, sign_invite_use
 from meshd.trust.refusal import Refusal, RefusalCode
@@ -194,9 +194,9 @@ def _grant(
         relay=invite.relay,
         admitted_at=_admitted_at(ledger, application.subject, used_at),
         issued_at=issued_at,
-        expires_at=end_of_life(own, issued_at, invite.lifetime),
         invite=invite.id,
     )
+    credential = limited(credential, own, invite.lifetime)
     extended = extend(chain, own, credential, key=key, ledger=ledger)
     if isinstance(extended, Refusal):
         return extended

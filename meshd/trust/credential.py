@@ -28,7 +28,7 @@ Body:
     3 tags      array of str              9 issued_at    time
     4 ipv4      4 bytes, a pin           10 expires_at   time, absent = never
     5 routes    array of networks        11 invite       32 bytes, absent = by no invite
-    6 admit     bool, absent = false
+    6 admit     bool, absent = false     64 lifetime     seconds to renew for, absent = 10 less 9
 
 The issuer is not in the body: it is known from the place in the chain, and the signature is its.
 """
@@ -102,6 +102,14 @@ class Credential:
     issued_at: int = 0
     expires_at: int = 0  # 0 = never
     invite: InviteId | None = None
+    lifetime: int = 0  # what a renewal gives, in seconds; 0 = as long as this one was given
+
+    @property
+    def renewed_lifetime(self) -> int:
+        """How long a renewal lives that its issuer's own end does not cut short; 0 = for ever."""
+        if not self.expires_at:
+            return 0
+        return self.lifetime or max(1, self.expires_at - self.issued_at)
 
     def expired(self, wall: float) -> bool:
         """Whether its privileges have ended, by a clock that may be wrong by CLOCK_SKEW_MAX."""
@@ -257,6 +265,8 @@ def _encode(credential: Credential) -> bytes:
         body[10] = credential.expires_at
     if credential.invite is not None:
         body[11] = bytes(credential.invite)
+    if credential.lifetime:
+        body[64] = credential.lifetime
     return pack(body)
 
 
@@ -276,6 +286,7 @@ def _decode_untrusted(body: bytes, issuer: MeshId | NodeId) -> Credential:
         issued_at=issued_at,
         expires_at=wall_untrusted(fields, 10, default=0),
         invite=InviteId(fields.blob(11, size=KEY_BYTES)) if fields.has(11) else None,
+        lifetime=wall_untrusted(fields, 64, default=0),
     )
     fields.done()
     return credential

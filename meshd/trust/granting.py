@@ -7,6 +7,7 @@ against the rules of `credential` before it leaves.
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meshd.trust.credential import (
@@ -78,13 +79,16 @@ def extend(
     return extended
 
 
-def end_of_life(own: Credential, issued_at: int, lifetime: int) -> int:
-    """Return when a credential ends that is to live so long: never later than its issuer's.
+def limited(credential: Credential, own: Credential, lifetime: int) -> Credential:
+    """Return a credential that ends after `lifetime`, 0 being never, or with its issuer's.
 
-    0 stands for without end, in the arguments and in the result.
+    Where the issuer's own end cuts it short, it says how long it should have been: the next
+    renewal, by an issuer that lasts longer, gives that again.
     """
-    ends = (own.expires_at, issued_at + lifetime if lifetime else 0)
-    return min((end for end in ends if end), default=0)
+    wanted = credential.issued_at + lifetime if lifetime else 0
+    expires_at = min((end for end in (own.expires_at, wanted) if end), default=0)
+    cut_short = bool(lifetime) and expires_at != wanted
+    return replace(credential, expires_at=expires_at, lifetime=lifetime if cut_short else 0)
 
 
 def utc(wall: float) -> str:

@@ -89,6 +89,7 @@ def chains(draw, *, length_min=1):
                 issued_at=issued_at,
                 expires_at=end - draw(st.integers(0, HOUR)) if end else 0,
                 invite=draw(st.sampled_from([None, INVITE_KEY.id])),
+                lifetime=draw(st.sampled_from([0, YEAR])),
             )
         )
     assume(sum(map(len, signed(links))) < CHAIN_BYTES_MAX - 50)  # room for a widened link
@@ -269,7 +270,7 @@ def test_verification_ignores_expiry():
     assert verify_chain_untrusted(chain, MESH, B.id, cache())[-1].expired(WALL + YEAR)
 
 
-@pytest.mark.parametrize(("key", "accepted"), [(12, False), (63, False), (64, True), (-1, False)])
+@pytest.mark.parametrize(("key", "accepted"), [(12, False), (63, False), (70, True), (-1, False)])
 def test_an_unknown_field_restricts_unless_it_is_optional(key, accepted):
     body = pack({1: bytes(A.id), 2: "a", 8: WALL, 9: WALL, key: "?"})
     chain = (sign(Statement.CREDENTIAL, MESH, MESH_KEY, body),)
@@ -341,10 +342,11 @@ def test_the_body_is_pinned():
         issued_at=WALL + 1,
         expires_at=WALL + YEAR,
         invite=INVITE_KEY.id,
+        lifetime=2 * YEAR,
     )
 
     assert issue(credential, MESH_KEY, MESH)[64:].hex() == (
-        "8b01c420af06a3e3291714e4f356c19c9b15cd1951ec6e6662aa77be07547f289383341d"
+        "8c01c420af06a3e3291714e4f356c19c9b15cd1951ec6e6662aa77be07547f289383341d"
         "02a161"
         "0391a26462"
         "04c40464400007"
@@ -355,4 +357,5 @@ def test_the_body_is_pinned():
         "09ce6553f101"
         "0ace67352480"
         "0bc420e34d3a01b6112e1429ead61668405f4ef4be4f8853abee5079d28ac6c13ffdd0"
+        "40ce03c26700"
     )
