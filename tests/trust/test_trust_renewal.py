@@ -359,7 +359,7 @@ def test_those_that_could_not_help_are_not_asked():
     _, plain = member(C, **(ENOUGH | {"admit": False}))
     _, through_b = member(D, by=B, through=CHAIN_B, admit=True, expires_at=WALL + 28 * DAY)
     _, poor = member(E, admit=True)
-    _, ending = member(F, admit=True, expires_at=WALL + MONTH, **ENOUGH)
+    _, ending = member(F, expires_at=WALL + MONTH, **ENOUGH)
     ledger = world(plain, through_b, poor, ending)
 
     assert ranks(ledger, last(CHAIN_B, B), C, D, E, F) == [None] * 4
