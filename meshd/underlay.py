@@ -14,7 +14,7 @@ bytes.  Ours begin with a magic, so that five bytes tell everything apart:
         4 bootstrap cookie     member -> newcomer     61 bytes: see `bootstrap.cookie`
         5 request with cookie  newcomer -> member     exactly 1,200 bytes
         6 approval hello       newcomer -> member     exactly 1,200 bytes
-        7 approval welcome     member -> newcomer     94 bytes: see `bootstrap.approval`
+        7 approval welcome     member -> newcomer     89 bytes: see `bootstrap.approval`
         8 approval question    newcomer -> member     exactly 1,200 bytes
         9 approval reply       member -> newcomer     at most 1,200 bytes
 

@@ -153,9 +153,16 @@ def is_seed(text: str) -> bool:
 
 def format_token(token: Token) -> str:
     """Return a token as the text that people copy."""
+    body = encode_token(token)
+    encoded = base64.urlsafe_b64encode(body + _check(body)).decode().rstrip("=")
+    return f"meshd{_VERSION}.{encoded}"
+
+
+def encode_token(token: Token) -> bytes:
+    """Return the body of a token, for a way that needs no text."""
     assert len(token.seeds) <= SEEDS_MAX
     assert all(is_seed(seed) for seed in token.seeds)
-    body = pack(
+    return pack(
         {
             1: bytes(token.mesh),
             2: bytes(token.bootstrap_key),
@@ -165,8 +172,6 @@ def format_token(token: Token) -> str:
             6: pack_network(token.ipv4_prefix),
         }
     )
-    encoded = base64.urlsafe_b64encode(body + _check(body)).decode().rstrip("=")
-    return f"meshd{_VERSION}.{encoded}"
 
 
 def parse_token_untrusted(text: str) -> Token:
@@ -179,7 +184,7 @@ def parse_token_untrusted(text: str) -> Token:
         raise BadPacket("token is of an unknown version: update meshd, or ask for another token")
     body = _checked_body_untrusted(text[prefix.end() :])
     try:
-        return _decode_token_untrusted(body)
+        return decode_token_untrusted(body)
     except BadPacket as exc:
         raise BadPacket("token is malformed: ask for another one") from exc
 
@@ -202,7 +207,8 @@ def _checked_body_untrusted(encoded: str) -> bytes:
     return body
 
 
-def _decode_token_untrusted(body: bytes) -> Token:
+def decode_token_untrusted(body: bytes) -> Token:
+    """Return the token whose body this is, or raise BadPacket."""
     fields = Fields.unpack_untrusted(body, what="token")
     seeds = []
     for seed in fields.items(3, count_max=SEEDS_MAX):
