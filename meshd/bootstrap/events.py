@@ -47,6 +47,7 @@ class RefusedByMesh:
 
     refusal: Refusal
     seed: Endpoint
+    revocation: bytes = b""  # what puts us out, if that is why; not yet verified
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,29 +159,30 @@ class Joiner:
         self._cookies = {e: cookie for e, cookie in self._cookies.items() if e in endpoints}
         self._repeats = {e: due for e, due in self._repeats.items() if e in endpoints}
 
-    def receive_datagram(self, datagram: bytes, source: Endpoint, now: float) -> None:
-        """Handle an answer, which may be anything at all."""
+    def receive_datagram(self, datagram: bytes, source: Endpoint, now: float) -> bool:
+        """Handle an answer, which may be anything at all.  Return whether it was one."""
         if self._finished:
-            return
+            return False
         try:
             if datagram_type_untrusted(datagram) is DatagramType.BOOTSTRAP_COOKIE:
                 self._take_cookie_untrusted(datagram[HEADER_BYTES:], source, now)
-                return
+                return True
             answer, rtt, chain = self._open_untrusted(datagram, source, now)
         except BadPacket as exc:
             self._bad_packets += 1
             self._events.append(BadPacketReceived(source, exc.reason))
-            return
+            return False
         self._answers += 1
         self._silent_at = None
         if not isinstance(answer.verdict, Refusal):
             self._finished = True
             self._events.append(Joined(answer, chain, source, rtt))
-            return
+            return True
         self._finished = answer.verdict.final
         if self._refused.get(source) != answer.verdict:
             self._refused[source] = answer.verdict
-            self._events.append(RefusedByMesh(answer.verdict, source))
+            self._events.append(RefusedByMesh(answer.verdict, source, answer.revocation))
+        return True
 
     def handle_timer(self, now: float, wall: float) -> None:
         """Do everything that is due."""

@@ -16,6 +16,7 @@
                                               6 chain        array of blob or int
                                               7 code         } a refusal
                                               8 text         }
+                                             65 revocation   blob: what puts the newcomer out
 
 Rule 1: signatures cover the handshake's binding and the body.  So none can be taken into another
         handshake, and no other holder of the bootstrap key can alter what was signed.
@@ -48,6 +49,7 @@ from meshd.errors import BadPacket
 from meshd.keys import KEY_BYTES, SIGNATURE_BYTES, NodeId
 from meshd.trust.admission import Application
 from meshd.trust.credential import CHAIN_LENGTH_MAX, CREDENTIAL_BYTES_MAX
+from meshd.trust.fact import FACT_BYTES_MAX
 from meshd.trust.grammar import NAME_BYTES_MAX
 from meshd.trust.invite import INVITE_BYTES_MAX, open_invite_untrusted
 from meshd.trust.record import RECORD_BYTES_MAX, open_record_untrusted
@@ -113,6 +115,7 @@ class Answer:
     observed: Endpoint  # where the seed saw our request come from
     ipv4_prefix: IPv4Network
     verdict: Verdict
+    revocation: bytes = b""  # what puts us out, if that is the reason; not yet verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +204,12 @@ def encode_answer(
     observed: Endpoint,
     ipv4_prefix: IPv4Network,
     wall: float,
+    revocation: bytes = b"",
 ) -> bytes:
     """Return the payload of an answer by the member whose record and chain these are.
 
-    What does not fit becomes a refusal, and a refusal's text is cut.
+    What does not fit becomes a refusal; a revocation that does not fit is left out, and then a
+    refusal's text is cut.
     """
     body: dict[int, object] = {
         1: record,
@@ -227,12 +232,16 @@ def encode_answer(
         )
     body[7] = int(verdict.code)
     text = verdict.text.encode()[:REFUSAL_TEXT_BYTES_MAX]
+    if revocation:
+        body[65] = revocation
     while True:
         body[8] = text.decode(errors="ignore")
         payload = _sealed_answer(body, key=key, mesh=mesh, binding=binding)
         excess = len(payload) - PAYLOAD_BYTES
         if excess <= 0:
             return payload
+        if body.pop(65, None) is not None:
+            continue
         assert text, "a record and an empty text fit"
         text = text[: max(0, len(text) - excess)]
 
@@ -260,6 +269,7 @@ def open_answer_untrusted(
     if body.has(7):
         code = body.uint(7)
         refusal = refusal_untrusted(code, body.text(8, bytes_max=REFUSAL_TEXT_BYTES_MAX))
+    revocation = body.blob(65, maximum=FACT_BYTES_MAX) if body.has(65) else b""
     body.done()
     seed, _ = open_record_untrusted(blob, mesh, cache)
     verify_signature_untrusted(Statement.ANSWER, mesh, seed.node, binding + packed, claimed)
@@ -270,6 +280,7 @@ def open_answer_untrusted(
         observed=observed,
         ipv4_prefix=ipv4_prefix,
         verdict=refusal or tuple(_link_untrusted(link, seed.chain) for link in links),
+        revocation=revocation,
     )
 
 

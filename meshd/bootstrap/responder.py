@@ -144,14 +144,18 @@ class Responder:
 
     def receive_datagram(
         self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
-    ) -> None:
-        """Handle a request, which may be anything at all.  `local` is where it was sent to."""
+    ) -> bool:
+        """Handle a request, which may be anything at all.  `local` is where it was sent to.
+
+        Return whether it is to be judged.
+        """
         self.handle_timer(now)
         try:
-            self._receive_untrusted(datagram, source, local, now)
+            return self._receive_untrusted(datagram, source, local, now)
         except BadPacket as exc:
             self._counts["bad_packets"] += 1
             self._events.append(BadPacketReceived(source, exc.reason))
+            return False
 
     def handle_timer(self, now: float) -> None:
         """Let go of handshakes that have waited too long."""
@@ -171,8 +175,11 @@ class Responder:
         chain: tuple[bytes, ...],
         ipv4_prefix: IPv4Network,
         wall: float,
+        revocation: bytes = b"",
     ) -> bool:
         """Seal the answer to a request.  `record` and `chain` are this member's own.
+
+        `revocation` is what puts the newcomer out, if that is why it is refused.
 
         Return whether the request was still waiting.
         """
@@ -195,6 +202,7 @@ class Responder:
             observed=pending.source,
             ipv4_prefix=ipv4_prefix,
             wall=wall,
+            revocation=revocation,
         )
         datagram = header(DatagramType.BOOTSTRAP_ANSWER) + pending.handshake.write_answer(payload)
         assert len(datagram) <= DATAGRAM_BYTES_MAX
@@ -227,7 +235,7 @@ class Responder:
 
     def _receive_untrusted(
         self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
-    ) -> None:
+    ) -> bool:
         kind = datagram_type_untrusted(datagram)
         if kind not in _REQUESTS:
             raise BadPacket("not a bootstrap request")
@@ -237,7 +245,7 @@ class Responder:
         mark = message[:KEY_BYTES]  # the ephemeral key: everything else depends on it
         if mark in self._replays:
             self._counts["replayed"] += 1
-            return
+            return False
         handshake = self._fresh  # which a request that does not open leaves as it is
         padded, binding = handshake.read_request_untrusted(message)
         self._fresh = NoiseResponder(psk=self._bootstrap_key, prologue=PROLOGUE)
@@ -251,7 +259,7 @@ class Responder:
             self._counts["limited"] += 1
             if proven is None:
                 self._send_cookie(mark, source, local, now)
-            return
+            return False
         payload = unpad_untrusted(padded)
         request = open_request_untrusted(payload, binding, self._mesh)
         if request.node == self._key.id:
@@ -263,6 +271,7 @@ class Responder:
         self._pending[reference] = _Pending(handshake, source, local, now, proven)
         self._counts["opened"] += 1
         self._events.append(RequestOpened(reference, request, source, handover))
+        return True
 
     def _may_enter(self, proven: bytes | None, now: float) -> bool:
         """Ask for room and for tokens at the door that is a request's: rule 2."""

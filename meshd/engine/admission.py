@@ -64,12 +64,12 @@ class Admission:
 
     def receive_request(
         self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
-    ) -> None:
-        """Handle a bootstrap request, which may be anything at all."""
+    ) -> bool:
+        """Handle a bootstrap request, which may be anything.  Return whether it is judged."""
         if not self._engine.presence.blob:
             self._engine.bad_packets["request to one who is not in yet"] += 1
-            return
-        self._responder.receive_datagram(datagram, source, local, now)
+            return False
+        return self._responder.receive_datagram(datagram, source, local, now)
 
     def receive_handover(self, datagram: bytes, source: NodeId, now: float, wall: float) -> None:
         """Handle a request or a verdict from a member's tunnel."""
@@ -80,6 +80,8 @@ class Admission:
                     self._judge_for_untrusted(data, source, now, wall)
                 case Handover.ADMISSION_VERDICT:
                     self._take_verdict_untrusted(data, source, wall)
+                case _:
+                    raise AssertionError(kind)
         except BadPacket as exc:
             self._engine.bad_packets[exc.reason] += 1
 
@@ -125,7 +127,7 @@ class Admission:
         request = event.request
         if request.record is not None:
             verdict = self._judge_record(request.node, request.record, now, wall)
-            self._answer(event.reference, verdict, wall)
+            self._answer(event.reference, verdict, wall, request.node)
             return
         assert request.application is not None
         verdict = self._judge_application(request.application, now, wall)
@@ -134,10 +136,12 @@ class Admission:
             if other is not None and event.handover is not None:
                 self._hand_over(event.handover, other, now)
                 return
-        self._answer(event.reference, verdict, wall)
+        self._answer(event.reference, verdict, wall, request.node)
 
     def _judge_record(self, node: NodeId, record: bytes, now: float, wall: float) -> Verdict:
         engine = self._engine
+        if engine.ledger.revocation(node) is not None:
+            return engine.revoking.refusal(node)  # nothing that it says is passed on
         try:
             engine.learn(FactKind.RECORD, record, now, wall)
         except BadPacket as exc:
@@ -150,6 +154,8 @@ class Admission:
                 RefusalCode.FULL,
                 "the mesh has as many members as it can hold; 'meshctl forget' those that are gone",
             )
+        if standing.revoked:
+            return engine.revoking.refusal(node)
         if not standing.admitted:
             return Refusal(
                 RefusalCode.REVOKED,
@@ -181,8 +187,13 @@ class Admission:
         )
         return outcome.chain
 
-    def _answer(self, reference: bytes, verdict: Verdict, wall: float) -> None:
+    def _answer(
+        self, reference: bytes, verdict: Verdict, wall: float, newcomer: NodeId | None = None
+    ) -> None:
         identity = self._engine.identity
+        revocation = b""
+        if newcomer is not None and isinstance(verdict, Refusal):
+            revocation = self._engine.revoking.blob_against(newcomer)
         self._responder.answer(
             reference,
             verdict,
@@ -190,6 +201,7 @@ class Admission:
             chain=identity.chain,
             ipv4_prefix=identity.ipv4_prefix,
             wall=wall,
+            revocation=revocation,
         )
 
     # Through other members

@@ -11,6 +11,9 @@ Bootstrap is only a way to meet one member; all else is learnt inside the tunnel
 A node that has company but misses members searches for them: every SEARCH_INTERVAL it asks those
 of its seeds, for a moment and without a word, at whose address none of its company is.  Two halves
 of a mesh that have both moved while they were apart know no other way to each other.
+
+A node that is alone and has no seed asks where members were when it last heard of them.  One that
+is refused for good, or knows that it is revoked, asks again after REFUSED_INTERVAL only.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meshd.bootstrap import events as bootstrap_events
-from meshd.bootstrap.joiner import Joiner
+from meshd.bootstrap.joiner import SEED_ENDPOINTS_MAX, Joiner
 from meshd.bootstrap.messages import ByInvite, ByRecord
 from meshd.engine import events
 from meshd.errors import BadPacket
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 ALONE_TIMEOUT = 5.0  # with members known from earlier, or after having been let in
 SEARCH_INTERVAL = 30.0
+REFUSED_INTERVAL = 600.0
 _LIVE = {MemberState.ALIVE, MemberState.SUSPECT}
 
 
@@ -64,12 +68,12 @@ class Entry:
 
     # Inputs
 
-    def receive_answer(self, datagram: bytes, source: Endpoint, now: float) -> None:
-        """Handle a bootstrap answer, which may be anything at all."""
+    def receive_answer(self, datagram: bytes, source: Endpoint, now: float) -> bool:
+        """Handle a bootstrap answer, which may be anything at all.  Return whether it was one."""
         if self._joiner is None:
             self._engine.bad_packets["answer to no request of ours"] += 1
-        else:
-            self._joiner.receive_datagram(datagram, source, now)
+            return False
+        return self._joiner.receive_datagram(datagram, source, now)
 
     def seeds_resolved(self, found: dict[str, tuple[Endpoint, ...]], now: float) -> None:
         """Take the addresses of the seeds."""
@@ -156,18 +160,30 @@ class Entry:
     def _begin(self, now: float) -> None:
         engine = self._engine
         introduction = self._introduction()
-        if not self.seeds or introduction is None:
+        seeds = self.seeds
+        if not seeds and not self._accompanied:
+            seeds = self._where_members_were()
+        if not seeds or introduction is None:
             return
         self._joiner = Joiner(
             engine.identity.node_key,
             engine.identity.mesh,
             engine.identity.bootstrap_key,
-            seeds=self.seeds,
+            seeds=seeds,
             introduction=introduction,
             cache=engine.ledger.cache,
             rng=self._rng,
             now=now,
         )
+
+    def _where_members_were(self) -> tuple[str, ...]:
+        """Return some of the addresses that members have listed, as seeds."""
+        listed = dict.fromkeys(
+            str(control_endpoint(candidate))
+            for _, standing in self._engine.others()
+            for candidate in standing.record.candidates
+        )
+        return tuple(self._rng.sample(list(listed), min(SEED_ENDPOINTS_MAX, len(listed))))
 
     def _introduction(self) -> Introduction | None:
         identity = self._engine.identity
@@ -184,12 +200,22 @@ class Entry:
                 engine.emit(events.ResolveSeeds(seeds))
             case bootstrap_events.Joined():
                 self._on_joined(event, now, wall)
-            case bootstrap_events.RefusedByMesh(refusal, seed):
+            case bootstrap_events.RefusedByMesh(refusal, seed, revocation):
+                if refusal.final:
+                    self._ask_at = now + REFUSED_INTERVAL
+                if revocation:
+                    engine.revoking.take_untrusted(revocation, now, wall)
                 if not self._accompanied:
                     self.refusal = f"{seed} refuses: {refusal.text}"
                 engine.emit(events.RefusedByMesh(refusal.text, str(seed), refusal.final))
             case bootstrap_events.Silent() if self._accompanied:
                 self._joiner = None  # until the next search
+            case bootstrap_events.Silent() if engine.revoking.revocation is not None:
+                self._joiner = None
+                self._ask_at = now + REFUSED_INTERVAL
+            case bootstrap_events.Silent() if not self.seeds:
+                self._joiner = None
+                self._ask_at = self._next_search_at(now)
             case bootstrap_events.Silent(seeds, _):
                 self.silent = True
                 engine.emit(

@@ -34,6 +34,7 @@ from meshd.errors import BadPacket
 from meshd.keys import MeshId
 from meshd.trust.fact import FactKind
 from meshd.trust.granting import utc
+from meshd.trust.refusal import REFUSAL_TEXT_BYTES_MAX, Refusal, RefusalCode
 from meshd.trust.revocation import (
     Revocation,
     open_revocation_untrusted,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from meshd.engine.engine import Engine
     from meshd.keys import MeshKey, NodeId
     from meshd.trust.fact import Fact
+
 
 HOW_TO_COME_BACK = "to come back, start with a new state directory and another token"
 
@@ -124,11 +126,19 @@ class Revoking:
             )
             engine.send_overlay(mark(Handover.REVOKED, self._blob_of(revocation)), node)
 
+    def refusal(self, node: NodeId) -> Refusal:
+        """Return what a revoked node is told that asks to be let in."""
+        revocation = self._against(node)
+        assert revocation is not None
+        text = (
+            f"node {node.short} is not a member of this mesh any more, "
+            f"{self._why(revocation, node)}; {HOW_TO_COME_BACK}"
+        )
+        return Refusal(RefusalCode.REVOKED, text[:REFUSAL_TEXT_BYTES_MAX])
+
     def blob_against(self, node: NodeId) -> bytes:
         """Return the revocation that puts a node out; empty if none does."""
-        engine = self._engine
-        standing = engine.ledger.standing(node)
-        revocation = engine.ledger.revocation(node) if standing is None else standing.revocation
+        revocation = self._against(node)
         return b"" if revocation is None else self._blob_of(revocation)
 
     # What others tell us
@@ -188,6 +198,10 @@ class Revoking:
 
     # Inside
 
+    def _against(self, node: NodeId) -> Revocation | None:
+        standing = self._engine.ledger.standing(node)
+        return self._engine.ledger.revocation(node) if standing is None else standing.revocation
+
     def _blob_of(self, revocation: Revocation) -> bytes:
         fact = self._engine.ledger.get(FactKind.REVOCATION, revocation_key(revocation))
         assert fact is not None, "what the ledger judges by, it holds"
@@ -202,4 +216,4 @@ class Revoking:
         if revocation.subject == node:
             return f"revoked {when}"
         subject = self._engine.called(revocation.subject)
-        return f"let in through {subject}, which was revoked with all that it had let in {when}"
+        return f"let in through {subject}, revoked with all it let in {when}"
