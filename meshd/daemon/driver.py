@@ -6,14 +6,23 @@
                       ▲                   └────────┘ ──▶ a new plan, to the reconciler
                       └────────── look ◀──────┘
 
-Inputs queue in a channel without a buffer: when the engine is busy, datagrams wait in their
-sockets, and the kernel drops them when they are too many.
+Rule 1: inputs queue in a channel without a buffer: when the engine is busy, datagrams wait in their
+        sockets, and the kernel drops them when they are too many.
+
+Rule 2: datagrams are given in turns of `TURN_SECONDS`.  Between two turns whatever else waits has
+        its own: what is due by the clock first, then the other socket, requests of operators.
+
+Rule 3: what is not let in gets no more than `REFUSED_DUTY_MAX` of a core: after a turn that was
+        spent on it, the underlay rests.  So a flood costs a known part of this machine, and none of
+        what the tunnels and the gossip in them need.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from functools import partial
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
@@ -23,7 +32,6 @@ from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from ipaddress import IPv6Address
 
     from meshd.engine.engine import Engine
     from meshd.engine.events import Event, OverlayStream
@@ -32,6 +40,9 @@ if TYPE_CHECKING:
     from meshd.net.stream import Streams
     from meshd.net.underlay import Underlay
     from meshd.wg.types import DeviceStatus
+
+TURN_SECONDS = 0.002
+REFUSED_DUTY_MAX = 0.5
 
 ResultT = TypeVar("ResultT")
 
@@ -104,30 +115,43 @@ class Driver:
         return result[0]
 
     async def _receive_underlay(self) -> None:
-        engine = self._engine
         while True:
-            for datagram in await self._underlay.receive_batch():
-                await self._take(datagram, engine.underlay_datagram)
+            waiting = deque(await self._underlay.receive_batch())
+            while waiting:
+                refused_seconds = await self.submit(partial(self._take_underlay, waiting))
+                await trio.sleep(refused_seconds * (1 / REFUSED_DUTY_MAX - 1))
 
-    async def _take(self, datagram: Datagram, take: Callable[..., None]) -> None:
-        def input_(*, now: float, wall: float) -> None:
-            take(datagram.payload, datagram.source, datagram.local, now, wall)
-
-        await self._send.send(input_)
+    def _take_underlay(self, waiting: deque[Datagram], now: float, wall: float) -> float:
+        """Give the engine a turn's worth of datagrams.  Return seconds lost on those refused."""
+        refused_seconds = 0.0
+        until = now + TURN_SECONDS
+        while waiting and now < until:
+            payload, source, local = waiting.popleft()
+            let_in = self._engine.underlay_datagram(payload, source, local, now, wall)
+            if let_in:
+                self.drain()
+            began_at, now = now, trio.current_time()
+            if not let_in:
+                refused_seconds += now - began_at
+        return refused_seconds
 
     async def _receive_overlay(self) -> None:
-        engine = self._engine
-
-        def take(payload: bytes, source: Endpoint, _local: object, now: float, wall: float) -> None:
-            if source.address.version == 6:
-                engine.overlay_datagram(payload, source.address, now, wall)
-
         while True:
-            batch = await self._overlay.receive_batch()
+            waiting = deque(await self._overlay.receive_batch())
             for address in self._overlay.take_unreachable():
-                await self.submit(partial(engine.overlay_unreachable, address))
-            for datagram in batch:
-                await self._take(datagram, take)
+                await self.submit(partial(self._engine.overlay_unreachable, address))
+            while waiting:
+                await self.submit(partial(self._take_overlay, waiting))
+
+    def _take_overlay(self, waiting: deque[Datagram], now: float, wall: float) -> None:
+        """Give the engine a turn's worth of datagrams."""
+        until = now + TURN_SECONDS
+        while waiting and now < until:
+            payload, source, _ = waiting.popleft()
+            if isinstance(source.address, IPv6Address):
+                self._engine.overlay_datagram(payload, source.address, now, wall)
+                self.drain()
+            now = trio.current_time()
 
     async def _serve_streams(self) -> None:
         engine = self._engine

@@ -35,6 +35,7 @@ from meshd.engine.entry import Entry
 from meshd.engine.events import OverlayStream
 from meshd.engine.handover import Handover, is_handover, split
 from meshd.engine.presence import Presence
+from meshd.engine.rotation import Rotation
 from meshd.engine.revoking import Revoking
 from meshd.engine.wording import Wording
 from meshd.errors import BadPacket
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from meshd.engine.events import Detail, Event
     from meshd.engine.handover import Receiver
     from meshd.engine.identity import Identity
+    from meshd.engine.rotation import WireGuardKeys
     from meshd.engine.revoking import Draft
     from meshd.gossip.cause import Cause
     from meshd.plan.plan import DesiredState
@@ -133,10 +135,12 @@ class Engine:
         self.entry = Entry(self, rng=rng, now=now)
         self.admission = Admission(self, rng=rng, now=now)
         self.revoking = Revoking(self)
+        self.rotation = Rotation(self, keys=memory.keys, rng=rng, now=now, wall=wall)
         self._receivers: dict[Handover, Receiver] = {
             Handover.ADMISSION_REQUEST: self.admission,
             Handover.ADMISSION_VERDICT: self.admission,
             Handover.REVOKED: self.revoking,
+            Handover.OWN_RECORD: self.rotation,
         }
         self.revoking.judge()
         for node in self.ledger.members():
@@ -147,21 +151,26 @@ class Engine:
 
     def underlay_datagram(
         self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float, wall: float
-    ) -> None:
-        """Handle a datagram with meshd's magic, from anybody.  `local` is where it was sent to."""
+    ) -> bool:
+        """Handle a datagram with meshd's magic, from anybody.  `local` is where it was sent to.
+
+        Return whether it was let in.  If not, a short answer is all that may have come of it.
+        """
         try:
             kind = datagram_type_untrusted(datagram)
         except BadPacket as exc:
             self.bad_packets[exc.reason] += 1
-            return
+            return False
+        let_in = False
         match kind:
             case DatagramType.PATH_PROBE:
-                self.path.receive_datagram(datagram, source, local, now)
+                let_in = self.path.receive_datagram(datagram, source, local, now)
             case DatagramType.BOOTSTRAP_REQUEST | DatagramType.REQUEST_WITH_COOKIE:
-                self.admission.receive_request(datagram, source, local, now)
+                let_in = self.admission.receive_request(datagram, source, local, now)
             case DatagramType.BOOTSTRAP_ANSWER | DatagramType.BOOTSTRAP_COOKIE:
-                self.entry.receive_answer(datagram, source, now)
+                let_in = self.entry.receive_answer(datagram, source, now)
         self._settle(now, wall)
+        return let_in
 
     def overlay_datagram(
         self, datagram: bytes, source: IPv6Address, now: float, wall: float
@@ -206,6 +215,7 @@ class Engine:
         self.gossip.handle_timer(now)
         self.entry.handle_timer(now, wall)
         self.admission.handle_timer(now)
+        self.rotation.handle_timer(now, wall)
         self._settle(now, wall)
 
     def seeds_resolved(
@@ -239,6 +249,7 @@ class Engine:
             if peer is not None and peer.endpoint is not None:
                 self.path.endpoint_observed(node, peer.endpoint, now)
         self._contact_ready(now)
+        self.rotation.device_observed(device, now)
         self._take_counters(device, now)
         self._settle(now, wall)
 
@@ -264,6 +275,19 @@ class Engine:
         fact = self.learn(FactKind.REVOCATION, draft.blob, now, wall)
         self._settle(now, wall)
         return fact
+
+    def rotate_key(self, now: float, wall: float) -> None:
+        """Begin to replace our WireGuard key; notices tell how it goes on."""
+        self.rotation.ask(now, wall)
+        self._settle(now, wall)
+
+    def keys_saved(self, keys: WireGuardKeys, now: float, wall: float, *, done: bool) -> None:
+        """Take what became of a `SaveKeys`: on disk, or refused by it."""
+        if done:
+            self.rotation.saved(keys, now, wall)
+        else:
+            self.rotation.not_saved(now)
+        self._settle(now, wall)
 
     def forget(self, node: NodeId, now: float, wall: float) -> None:
         """Drop what is known of a member.  It comes back if it is alive after all."""
@@ -312,6 +336,7 @@ class Engine:
             self.path.get_timer(),
             self.entry.get_timer(),
             self.admission.get_timer(),
+            self.rotation.get_timer(),
             Timer(self._counters.at, "look at the device"),
         )
         soonest = min((timer for timer in timers if timer is not None), key=lambda timer: timer.at)
@@ -589,6 +614,7 @@ class Engine:
             self._nodes_by_ipv6[self.ipv6_of(node)] = node
             record = standing.record
             self.path.update_peer(node, record.candidates, sequence=record.sequence, now=now)
+            self.rotation.member_says(node, record, now)
         else:
             self._drop_member(node, now)
 
@@ -596,6 +622,7 @@ class Engine:
         self._nodes_by_ipv6.pop(self.ipv6_of(node), None)
         self._left.pop(node, None)
         self._ready.pop(node, None)
+        self.rotation.member_dropped(node)
         self.presence.due = True  # the address it had may be free for us, or another
         self.path.remove_peer(node, now)
         self.replan()
@@ -619,7 +646,6 @@ class Engine:
             node=node,
             admitted_at=standing.credential.admitted_at,
             wireguard_key=standing.record.wireguard_key,
-            next_wireguard_key=standing.record.next_wireguard_key,
             ipv4=self.presence.addresses.get(node),
             ipv6=self.ipv6_of(node),
             live=view is not None and view.state in _LIVE,

@@ -111,13 +111,17 @@ class Agent:
 
     def receive_datagram(
         self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
-    ) -> None:
-        """Handle a probe, which may be anything at all.  `local` is the address it was sent to."""
+    ) -> bool:
+        """Handle a probe, which may be anything at all.  `local` is the address it was sent to.
+
+        Return whether it was one that is new and not one too many.
+        """
         try:
-            self._receive_untrusted(datagram, source, local, now)
+            return self._receive_untrusted(datagram, source, local, now)
         except BadPacket as exc:
             self._counts["bad_packets"] += 1
             self._events.append(BadPacketReceived(source, exc.reason))
+            return False
 
     def handle_timer(self, now: float) -> None:
         """Do everything that is due, up to a batch of peers."""
@@ -155,6 +159,23 @@ class Agent:
     def record_changed(self, blob: bytes, sequence: int) -> None:
         """Take our own signed record, to show to those who lack it."""
         self._record, self._sequence = blob, sequence
+
+    def show_record(self, nodes: Iterable[NodeId], now: float) -> bool:
+        """Show our newest record to those of these peers that have not said that they hold it.
+
+        Return whether there are any.
+        """
+        lacking = [node for node in nodes if not self.shown_to(node)]
+        for peer in filter(None, map(self._peers.get, lacking)):
+            in_use = [peer.selected] if peer.selected is not None and peer.proven else []
+            for pair in in_use or peer.pairs.values():
+                self._ping(peer, pair, now)
+        return bool(lacking)
+
+    def shown_to(self, node: NodeId) -> bool:
+        """Whether a peer has answered that it holds our newest record."""
+        peer = self._peers.get(node)
+        return peer is not None and peer.holds >= self._sequence > 0
 
     def exclude(self, networks: Iterable[IPNetwork], now: float) -> None:
         """Take the networks that no endpoint may be in: the mesh's own."""
@@ -294,16 +315,16 @@ class Agent:
 
     def _receive_untrusted(
         self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
-    ) -> None:
+    ) -> bool:
         sealed = self._sealer.open_sender_untrusted(datagram)
         mark = sealed.sender + sealed.nonce
         if mark in self._replays:
             self._counts["replayed"] += 1
-            return
+            return False
         peer = self._peers.get(sealed.sender)
         if peer is None and not self._strangers.admit(now):
             self._counts["strangers_dropped"] += 1
-            return
+            return False
         probe = self._sealer.open_probe_untrusted(sealed)
         self._replays.add(mark)
         if not self._usable(source):
@@ -314,6 +335,7 @@ class Agent:
             self._on_ping(peer, probe, source, local, now)
         else:
             self._on_pong(peer, probe, source, now)
+        return True
 
     def _on_stranger(
         self, node: NodeId, probe: Probe, source: Endpoint, local: IPAddress | None, now: float
