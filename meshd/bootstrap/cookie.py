@@ -66,14 +66,14 @@ SECRET_LIFETIME = 120.0  # as WireGuard's; a newcomer keeps a cookie no longer
 class CookieMaker:
     """The member's side.  `rng` must be unpredictable outside tests: `SystemRandom`."""
 
-    def __init__(self, *, rng: Random, now: float) -> None:
+    def __init__(self, *, rng: Random) -> None:
         self._rng = rng
-        self._secret = rng.randbytes(KEY_BYTES)
-        self._made_at = now
+        self._secret = b""  # made when the first cookie is wanted
+        self._made_at = 0.0
 
     def cookie(self, source: Endpoint, now: float) -> bytes:
         """Return a source's cookie, the same one until the secret is replaced."""
-        if now - self._made_at >= SECRET_LIFETIME:
+        if not self._secret or now - self._made_at >= SECRET_LIFETIME:
             self._secret = self._rng.randbytes(KEY_BYTES)
             self._made_at = now
         where = source.address.packed + source.port.to_bytes(2, "big")

@@ -133,7 +133,7 @@ class Responder:
             burst=SOURCE_REQUESTS_BURST_MAX,
             keys_max=SOURCES_MAX,
         )
-        self._cookies = CookieMaker(rng=rng, now=now)
+        self._cookies = CookieMaker(rng=rng)
         self._fresh = NoiseResponder(psk=bootstrap_key, prologue=PROLOGUE)
         self._pending: dict[bytes, _Pending] = {}  # by reference, oldest first
         self._outbox: list[Outgoing] = []

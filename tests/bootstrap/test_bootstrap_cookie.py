@@ -293,7 +293,7 @@ def test_forged_sources_fill_no_table():
 
 
 def test_a_cookie_is_good_for_one_address_and_port_and_until_the_secret_changes():
-    maker = CookieMaker(rng=Random(1), now=0.0)
+    maker = CookieMaker(rng=Random(1))
     cookie = maker.cookie(THIEF_AT, 0.0)
 
     assert maker.cookie(THIEF_AT, SECRET_LIFETIME - 1) == cookie
@@ -329,7 +329,7 @@ def test_a_newcomer_whose_cookie_has_gone_stale_gets_in_with_another():
 def test_a_cookie_for_another_request_is_dropped():
     joiner = new_joiner()
     asked(joiner)
-    maker = CookieMaker(rng=Random(1), now=0.0)
+    maker = CookieMaker(rng=Random(1))
     forged = header(DatagramType.BOOTSTRAP_COOKIE)
     forged += maker.sealed(NEWCOMER_AT, MARK, BOOTSTRAP_KEY, 0.0)
 
@@ -344,7 +344,7 @@ def test_a_cookie_for_another_request_is_dropped():
 def test_cookies_without_end_make_a_newcomer_ask_once_more_a_round():
     joiner = new_joiner(config=CONFIG)
     (request,) = asked(joiner)
-    maker = CookieMaker(rng=Random(1), now=0.0)
+    maker = CookieMaker(rng=Random(1))
     for _ in range(100):
         datagram = header(DatagramType.BOOTSTRAP_COOKIE)
         datagram += maker.sealed(NEWCOMER_AT, request[5:37], BOOTSTRAP_KEY, 0.0)
@@ -357,7 +357,7 @@ def test_cookies_without_end_make_a_newcomer_ask_once_more_a_round():
 
 
 def test_a_sealed_cookie_is_these_bytes():
-    maker = CookieMaker(rng=Random(1), now=0.0)
+    maker = CookieMaker(rng=Random(1))
     maker._secret = bytes(range(32))
     sealed = maker.sealed(Endpoint(ip_address("192.0.2.1"), 51820), MARK, BOOTSTRAP_KEY, 0.0)
 
