@@ -30,13 +30,16 @@ from typing import TYPE_CHECKING
 from meshd.addresses import overlay_address
 from meshd.engine import events
 from meshd.engine.admission import Admission
+from meshd.engine.approval import Approval
 from meshd.engine.counters import CounterWatch
 from meshd.engine.entry import Entry
 from meshd.engine.events import OverlayStream
 from meshd.engine.handover import Handover, is_handover, split
+from meshd.engine.invites import Invites
 from meshd.engine.presence import Presence
-from meshd.engine.rotation import Rotation
+from meshd.engine.renewal import Renewal
 from meshd.engine.revoking import Revoking
+from meshd.engine.rotation import Rotation
 from meshd.engine.wording import Wording
 from meshd.errors import BadPacket
 from meshd.gossip import events as gossip_events
@@ -61,8 +64,8 @@ if TYPE_CHECKING:
     from meshd.engine.events import Detail, Event
     from meshd.engine.handover import Receiver
     from meshd.engine.identity import Identity
-    from meshd.engine.rotation import WireGuardKeys
     from meshd.engine.revoking import Draft
+    from meshd.engine.rotation import WireGuardKeys
     from meshd.gossip.cause import Cause
     from meshd.plan.plan import DesiredState
     from meshd.trust.credential import Credential
@@ -134,12 +137,17 @@ class Engine:
             pass  # those we remember have not just joined
         self.entry = Entry(self, rng=rng, now=now)
         self.admission = Admission(self, rng=rng, now=now)
+        self.approval = Approval(self, rng=rng, now=now)
+        self.invites = Invites(self)
         self.revoking = Revoking(self)
+        self.renewal = Renewal(self, rng=rng, now=now)
         self.rotation = Rotation(self, keys=memory.keys, rng=rng, now=now, wall=wall)
         self._receivers: dict[Handover, Receiver] = {
             Handover.ADMISSION_REQUEST: self.admission,
             Handover.ADMISSION_VERDICT: self.admission,
             Handover.REVOKED: self.revoking,
+            Handover.RENEWAL_REQUEST: self.renewal,
+            Handover.RENEWAL_VERDICT: self.renewal,
             Handover.OWN_RECORD: self.rotation,
         }
         self.revoking.judge()
@@ -169,6 +177,10 @@ class Engine:
                 let_in = self.admission.receive_request(datagram, source, local, now)
             case DatagramType.BOOTSTRAP_ANSWER | DatagramType.BOOTSTRAP_COOKIE:
                 let_in = self.entry.receive_answer(datagram, source, now)
+            case DatagramType.APPROVAL_HELLO | DatagramType.APPROVAL_QUESTION:
+                let_in = self.approval.receive(datagram, source, local, now)
+            case DatagramType.APPROVAL_WELCOME | DatagramType.APPROVAL_REPLY:
+                self.bad_packets["approval answer to no question of ours"] += 1
         self._settle(now, wall)
         return let_in
 
@@ -215,6 +227,8 @@ class Engine:
         self.gossip.handle_timer(now)
         self.entry.handle_timer(now, wall)
         self.admission.handle_timer(now)
+        self.approval.handle_timer(now)
+        self.renewal.handle_timer(now, wall)
         self.rotation.handle_timer(now, wall)
         self._settle(now, wall)
 
@@ -305,6 +319,7 @@ class Engine:
             *self.path.datagrams_to_send(),
             *self.entry.datagrams_to_send(),
             *self.admission.datagrams_to_send(),
+            *self.approval.datagrams_to_send(),
         ]
 
     def overlay_datagrams(self) -> list[tuple[bytes, IPv6Address]]:
@@ -336,6 +351,8 @@ class Engine:
             self.path.get_timer(),
             self.entry.get_timer(),
             self.admission.get_timer(),
+            self.approval.get_timer(),
+            self.renewal.get_timer(),
             self.rotation.get_timer(),
             Timer(self._counters.at, "look at the device"),
         )
@@ -443,6 +460,7 @@ class Engine:
         self.path.exclude(self.presence.networks, now)
         self.presence.due = True
         self.revoking.judge()
+        self.renewal.begin(now)
         self._emit(events.Admitted(identity))
 
     # Settling: the events of each core are inputs of the others
@@ -459,6 +477,7 @@ class Engine:
                 busy = True
             busy = self.entry.settle(now, wall) or busy
             busy = self.admission.settle(now, wall) or busy
+            busy = self.approval.settle() or busy
             busy = self.presence.refresh(now, wall) or busy
 
     def _on_gossip(self, event: gossip_events.Event, now: float) -> None:
@@ -607,6 +626,7 @@ class Engine:
     def _take_member(self, node: NodeId, now: float) -> None:
         """Act on what the ledger holds of a node."""
         standing = self.ledger.standing(node)
+        self.invites.standing_changed(node, standing)
         if node == self.identity.node:
             if standing is not None and self.presence.met_elsewhere(standing):
                 self._cloned(node, "records of ours keep coming that we have not signed")

@@ -6,7 +6,9 @@
     └──────┴──────────────────────────────────────────────┘
 
     0xF1, 0xF2   requests to admit somebody   `meshd.engine.admission`
+    0xF3, 0xF4   renewals of credentials      `meshd.engine.renewal`
     0xFA         a revocation, to its subject `meshd.engine.revoking`
+    0xFB         the sender's own record      `meshd.engine.rotation`
 
 The mark is no version of gossip's, so that both share one port.  The engine knows which part of it
 each mark is for (`Receiver`).
@@ -26,7 +28,10 @@ class Handover(enum.IntEnum):
 
     ADMISSION_REQUEST = 0xF1
     ADMISSION_VERDICT = 0xF2
+    RENEWAL_REQUEST = 0xF3
+    RENEWAL_VERDICT = 0xF4
     REVOKED = 0xFA
+    OWN_RECORD = 0xFB
 
 
 class Receiver(Protocol):

@@ -56,15 +56,16 @@ class Phase(enum.IntEnum):
 
 def phase(credential: Credential, wall: float) -> Phase:
     """Return how far a credential's life has gone, without tolerance: by its holder's own clock."""
-    if not credential.expires_at or wall < due_at(credential):
+    if not credential.expires_at:
         return Phase.FRESH
-    if wall > credential.expires_at + GRACE:
-        return Phase.LATE
-    if wall > credential.expires_at:
-        return Phase.EXPIRED
-    if wall >= _instant(credential, _EXPIRING_FROM):
-        return Phase.EXPIRING
-    return Phase.DUE
+    return max((each for each, at in _begins(credential) if wall >= at), default=Phase.FRESH)
+
+
+def next_phase_at(credential: Credential, wall: float) -> float | None:
+    """Return when the next part of a credential's life begins; None if there is none to come."""
+    if not credential.expires_at:
+        return None
+    return min((at for _, at in _begins(credential) if wall < at), default=None)
 
 
 def due_at(credential: Credential) -> float:
@@ -165,6 +166,15 @@ def renews(new: Credential, old: Credential, wall: float) -> bool:
 def outlasts(new: Credential, old: Credential) -> bool:
     """Whether a credential that ends does so later than another."""
     return bool(old.expires_at) and new.expires_at > old.expires_at
+
+
+def _begins(credential: Credential) -> tuple[tuple[Phase, float], ...]:
+    return (
+        (Phase.DUE, due_at(credential)),
+        (Phase.EXPIRING, _instant(credential, _EXPIRING_FROM)),
+        (Phase.EXPIRED, credential.expires_at),
+        (Phase.LATE, credential.expires_at + GRACE),
+    )
 
 
 def _instant(credential: Credential, part: float) -> float:

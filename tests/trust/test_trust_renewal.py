@@ -17,6 +17,7 @@ from meshd.trust.renewal import (
     Phase,
     due_at,
     issuer_rank,
+    next_phase_at,
     phase,
     renew,
     renews,
@@ -297,16 +298,23 @@ def test_a_life_has_five_parts():
         (due - 1, Phase.FRESH),
         (due, Phase.DUE),
         (WALL + 25 * DAY, Phase.EXPIRING),
-        (WALL + MONTH, Phase.EXPIRING),
-        (WALL + MONTH + 1, Phase.EXPIRED),
-        (WALL + MONTH + GRACE, Phase.EXPIRED),
-        (WALL + MONTH + GRACE + 1, Phase.LATE),
+        (WALL + MONTH - 1, Phase.EXPIRING),
+        (WALL + MONTH, Phase.EXPIRED),
+        (WALL + MONTH + GRACE - 1, Phase.EXPIRED),
+        (WALL + MONTH + GRACE, Phase.LATE),
     ):
         assert phase(credential, wall) is expected
+        following = next_phase_at(credential, wall)
+        if expected is Phase.LATE:
+            assert following is None
+        else:
+            assert following > wall
+            assert phase(credential, following) is Phase(expected + 1)
 
 
 def test_a_credential_without_end_stays_fresh():
     assert phase(last(CHAIN_A, A), WALL + 1000 * YEAR) is Phase.FRESH
+    assert next_phase_at(last(CHAIN_A, A), WALL) is None
 
 
 def test_members_admitted_together_do_not_ask_together():
