@@ -152,13 +152,15 @@ class ApprovalWindow:
 
     def receive_datagram(
         self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
-    ) -> None:
-        """Handle a hello or a question, which may be anything at all."""
+    ) -> bool:
+        """Handle a hello or a question, which may be anything at all.  Return whether it is one."""
         self.handle_timer(now)
         try:
             self._receive_untrusted(datagram, source, local, now)
         except BadPacket as exc:
             self.bad_packets[exc.reason] += 1
+            return False
+        return True
 
     def handle_timer(self, now: float) -> None:
         """Let go of those whose time is over."""

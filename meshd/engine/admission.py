@@ -157,11 +157,7 @@ class Admission:
         if standing.revoked:
             return engine.revoking.refusal(node)
         if not standing.admitted:
-            return Refusal(
-                RefusalCode.REVOKED,
-                f"node {node.short} is not a member of this mesh any more; to come back, start "
-                "with a new state directory and another token",
-            )
+            return engine.invites.refusal(standing)
         return ()
 
     def _judge_application(self, application: Application, now: float, wall: float) -> Verdict:

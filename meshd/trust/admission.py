@@ -32,7 +32,7 @@ from meshd.trust.invite_use import InviteUse, sign_invite_use
 from meshd.trust.refusal import Refusal, RefusalCode
 
 if TYPE_CHECKING:
-    from meshd.keys import NodeId, NodeKey
+    from meshd.keys import InviteId, NodeId, NodeKey
     from meshd.trust.invite import Invite
     from meshd.trust.ledger import Ledger
 
@@ -84,15 +84,24 @@ def admit(
 
 
 def withdraw(
-    invite: Invite, *, key: NodeKey, chain: tuple[bytes, ...], ledger: Ledger, wall: float
+    invite: InviteId,
+    *,
+    uses: int,
+    key: NodeKey,
+    chain: tuple[bytes, ...],
+    ledger: Ledger,
+    wall: float,
 ) -> bytes:
-    """Return the blob of an INVITE_USE after which the invite admits nobody."""
+    """Return the blob of an INVITE_USE after which the invite admits nobody.
+
+    `uses` is how often it might be used: 0 if that is not known, which limits nobody before.
+    """
     use = InviteUse(
-        invite=invite.id,
+        invite=invite,
         subject=None,
         used_at=int(wall),
         signer=key.id,
-        uses=invite.uses,
+        uses=uses,
         chain=chain,
     )
     return sign_invite_use(use, key, ledger.mesh)

@@ -1,6 +1,7 @@
 """All facts a node holds, and what they come to: members, their standing, their names.
 
-    merge_untrusted ──▶ facts (records, revocations, uses of invites)      kept: by precedence
+    merge_untrusted ──▶ facts (records, revocations, uses of invites,      kept: by precedence
+                          │    grants, the epoch of the bootstrap key)
                           │
                           ▼  derived on demand, from the facts alone
                         Judgement ──▶ Standing of each member ──▶ Names
@@ -22,6 +23,12 @@ Rule 4: two records of one node with one sequence number and different bodies ar
         outcome says EQUIVOCATION.
 
 Rule 5: no clock takes part in any of this.  Expiry is asked of a `Standing`, with the time.
+
+Rule 6: all of it is seen from one line of `roots`, which ledgers that agree have in common.  A
+        succession that follows is adopted here and now; one that contradicts an adopted one is
+        refused (`Outcome.RIVAL`) whatever it says.  What is signed under a root that is not known
+        yet waits until it is (`take_waiting`).  A record under a root that has ended is kept, and
+        counts only with a grant for its node, and by that (`Standing.ended`).
 """
 
 from __future__ import annotations
@@ -34,8 +41,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from meshd.keys import SIGNATURE_BYTES, NodeId
-from meshd.trust.credential import CredentialCache
+from meshd.trust.credential import CredentialCache, UnknownRoot
+from meshd.trust.epoch import OpenedEpoch, epoch_fact, open_epoch_untrusted
 from meshd.trust.fact import Fact, FactKind
+from meshd.trust.grant import OpenedGrant, grant_fact, open_grant_untrusted
 from meshd.trust.invite_use import (
     InviteState,
     OpenedUse,
@@ -52,15 +61,20 @@ from meshd.trust.revocation import (
     revocation_fact,
     revocation_key,
 )
+from meshd.trust.roots import Roots, Verdict
 from meshd.trust.standing import Standing
+from meshd.trust.succession import open_succession_untrusted, succession_fact
+from meshd.trust.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from meshd.keys import InviteId, MeshId
     from meshd.trust.credential import Credential
+    from meshd.trust.epoch import BootstrapEpoch
     from meshd.trust.record import Record
     from meshd.trust.revocation import Revocation
+    from meshd.trust.succession import Succession
 
 MEMBERS_MAX = 65536
 REVOCATIONS_MAX = 8192
@@ -77,6 +91,8 @@ class Outcome(enum.StrEnum):
     STALE = "stale"  # one of greater precedence is held
     EQUIVOCATION = "equivocation"  # rule 4
     FULL = "full"  # rule 3
+    RIVAL = "rival-succession"  # rule 6
+    UNCONNECTED = "unconnected"  # a succession between roots that are not known; so far
     UNKNOWN_KIND = "unknown-kind"  # of a later version; neither kept nor anyone's fault
 
 
@@ -84,7 +100,7 @@ class Merge(NamedTuple):
     """The result of merging one statement."""
 
     outcome: Outcome
-    fact: Fact | None  # what is held under its key from here on; None for FULL and UNKNOWN_KIND
+    fact: Fact | None  # what is held under its key from here on, if anything is
     changed: bool  # whether that is this very statement, and was not held before: pass it on
 
 
@@ -105,7 +121,7 @@ class _OpenedRecord:
     blob: bytes
 
 
-_Opened = _OpenedRecord | OpenedRevocation | OpenedUse
+_Opened = _OpenedRecord | OpenedRevocation | OpenedUse | OpenedGrant | OpenedEpoch
 
 
 class Ledger:
@@ -118,6 +134,7 @@ class Ledger:
         self,
         mesh: MeshId,
         *,
+        roots: Roots | None = None,
         members_max: int = MEMBERS_MAX,
         revocations_max: int = REVOCATIONS_MAX,
         revocations_by_members_max: int = REVOCATIONS_BY_MEMBERS_MAX,
@@ -129,6 +146,10 @@ class Ledger:
         self._revocations_by_members_max = revocations_by_members_max
         self._invite_uses_max = invite_uses_max
         self.cache = CredentialCache()
+        self.roots = roots or Roots.first(mesh)
+        self.rivals = 0  # successions refused that somebody with an adopted root's key has signed
+        self.rival: Succession | None = None  # the last of them
+        self._waiting = Waiting()
         self._facts: dict[FactKind, dict[bytes, Fact]] = {kind: {} for kind in FactKind}
         # By blob: what needs no verifying, and what merging it again comes to.
         self._held: dict[tuple[int, bytes], Merge] = {}
@@ -138,10 +159,13 @@ class Ledger:
         self._revocations: dict[bytes, OpenedRevocation] = {}
         self._revocations_by_members = 0
         self._uses: dict[InviteId, dict[bytes, OpenedUse]] = {}
+        self._grants: dict[NodeId, OpenedGrant] = {}
+        self._epoch: OpenedEpoch | None = None
         self._judgement: Judgement | None = None
         self._invites: dict[InviteId, InviteState] = {}
         self._standings: dict[NodeId, Standing] = {}
         self._names: Names | None = None
+        self.follow(self.roots)
 
     # Facts
 
@@ -158,7 +182,13 @@ class Ledger:
             fact_kind = FactKind(kind)
         except ValueError:
             return Merge(Outcome.UNKNOWN_KIND, None, changed=False)
-        fact, opened = self._open_untrusted(fact_kind, blob)
+        if fact_kind is FactKind.SUCCESSION:
+            return self._merge_succession_untrusted(blob)
+        try:
+            fact, opened = self._open_untrusted(fact_kind, blob)
+        except UnknownRoot:
+            self._waiting.put(kind, blob)
+            raise
         held = self._facts[fact_kind].get(fact.key)
         if held is None and self._full(opened):
             return Merge(Outcome.FULL, None, changed=False)
@@ -169,6 +199,23 @@ class Ledger:
             self._drop(held)
         self._keep(fact, opened)
         return Merge(outcome, fact, changed=True)
+
+    def follow(self, roots: Roots) -> None:
+        """See everything from another line of roots: one that has grown, or settled."""
+        self.roots = roots
+        self.cache.roots = roots.keys
+        for step in roots.line:
+            fact = succession_fact(step, self.mesh)
+            self._facts[fact.kind][fact.key] = fact
+            self._held[fact.kind, fact.blob] = Merge(Outcome.KNOWN, fact, changed=False)
+        self._judgement = None
+        self._names = None
+        self._invites.clear()
+        self._standings.clear()
+
+    def take_waiting(self) -> list[tuple[int, bytes]]:
+        """Return the statements that waited for a root: merge them again when one is new."""
+        return self._waiting.take()
 
     def facts(self) -> Iterator[Fact]:
         """Give every fact held, ordered by kind and key."""
@@ -232,13 +279,41 @@ class Ledger:
     def judgement(self) -> Judgement:
         """Return what all revocations come to."""
         if self._judgement is None:
-            self._judgement = Judgement(self._revocations.values())
+            self._judgement = Judgement(self._heeded(self._revocations.values()))
         return self._judgement
 
     def foresee(self, opened: OpenedRevocation) -> Judgement:
         """Return what all revocations would come to together with one more."""
         key = revocation_key(opened.revocation)
-        return Judgement({**self._revocations, key: opened}.values())
+        return Judgement(self._heeded({**self._revocations, key: opened}.values()))
+
+    @property
+    def epoch(self) -> BootstrapEpoch | None:
+        """Which bootstrap key is the present one; None while it is the first."""
+        return None if self._epoch is None else self._epoch.epoch
+
+    def grant(self, node: NodeId) -> OpenedGrant | None:
+        """Return what the newest root has granted a node."""
+        grant = self._grants.get(node)
+        newest = grant is not None and grant.credential.issuer == self.roots.newest
+        return grant if newest else None
+
+    def granted(self) -> int:
+        """Return how many nodes the newest root has granted something."""
+        newest = self.roots.newest
+        return sum(grant.credential.issuer == newest for grant in self._grants.values())
+
+    def is_under_newest_root(self, node: NodeId) -> bool:
+        """Whether a member would be one if no other root were trusted."""
+        standing = self.standing(node)
+        if standing is None or not standing.admitted:
+            return False
+        return standing.chain[0].issuer == self.roots.newest or self.grant(node) is not None
+
+    def has_ended_untrusted(self, record: bytes) -> bool:
+        """Whether a record would count for nothing because its root has ended.  Raise BadPacket."""
+        opened, credentials = open_record_untrusted(record, self.mesh, self.cache)
+        return not self._counting(opened.node, credentials)
 
     def invite(self, invite: InviteId) -> InviteState:
         """Return how far an invite has been used, or withdrawn."""
@@ -249,12 +324,21 @@ class Ledger:
             state = resolve_uses(
                 opened.use
                 for opened in opened_uses
-                if judgement.against_issuers(opened.credentials) is None
+                if self.roots.heeds(opened.credentials[0].issuer)
+                and judgement.against_issuers(opened.credentials) is None
             )
             # Only invites that were used are remembered, so that questions cost no memory.
             if opened_uses:
                 self._invites[invite] = state
         return state
+
+    def invites(self) -> Iterator[InviteId]:
+        """Give every invite of which a use or a withdrawal is on record, in no order."""
+        return (invite for invite, uses in self._uses.items() if uses)
+
+    def admitted_by(self, invite: InviteId) -> tuple[NodeId, ...]:
+        """Return those whose credential names an invite, whether or not they are members."""
+        return tuple(self._invited.get(invite, ()))
 
     def has_room_for(self, node: NodeId) -> bool:
         """Whether a node that is admitted now will find its record and its use kept."""
@@ -274,6 +358,9 @@ class Ledger:
 
     # Inside
 
+    def _heeded(self, revocations: Iterable[OpenedRevocation]) -> Iterator[OpenedRevocation]:
+        return (opened for opened in revocations if self.roots.heeds(opened.root))
+
     def _open_untrusted(self, kind: FactKind, blob: bytes) -> tuple[Fact, _Opened]:
         match kind:
             case FactKind.RECORD:
@@ -285,6 +372,32 @@ class Ledger:
             case FactKind.INVITE_USE:
                 use = open_invite_use_untrusted(blob, self.mesh, self.cache)
                 return use_fact(use.use, blob), use
+            case FactKind.GRANT:
+                grant = open_grant_untrusted(blob, self.mesh, self.roots, self.cache)
+                return grant_fact(grant, self.roots), grant
+            case FactKind.BOOTSTRAP_EPOCH:
+                epoch = open_epoch_untrusted(blob, self.mesh, self.cache)
+                return epoch_fact(epoch, blob, self.roots), epoch
+            case FactKind.SUCCESSION:
+                raise AssertionError("these do not compete: see _merge_succession_untrusted")
+
+    def _merge_succession_untrusted(self, blob: bytes) -> Merge:
+        succession = open_succession_untrusted(blob, self.mesh)
+        fact = succession_fact(succession, self.mesh)
+        match self.roots.judge(succession):
+            case Verdict.FOLLOWS | Verdict.PRECEDES:
+                self.follow(self.roots.grown(succession))
+                return Merge(Outcome.NEW, fact, changed=True)
+            case Verdict.HELD:
+                return Merge(Outcome.KNOWN, fact, changed=False)
+            case Verdict.RIVAL:
+                self.rivals += 1
+                self.rival = succession
+                held = self._facts[FactKind.SUCCESSION].get(fact.key)
+                return Merge(Outcome.RIVAL, held, changed=False)
+            case Verdict.UNCONNECTED:
+                self._waiting.put(FactKind.SUCCESSION, blob)
+                return Merge(Outcome.UNCONNECTED, None, changed=False)
 
     def _full(self, opened: _Opened) -> bool:
         match opened:
@@ -299,6 +412,12 @@ class Ledger:
                 )
             case OpenedUse():
                 return len(self._facts[FactKind.INVITE_USE]) >= self._invite_uses_max
+            case OpenedGrant(credential=credential):
+                # Who knows the key of a root that was followed cannot fill the table against it.
+                newest = credential.issuer == self.roots.newest
+                return len(self._grants) >= self._members_max // (1 if newest else 2)
+            case OpenedEpoch():
+                return False  # there is one
 
     def _keep(self, fact: Fact, opened: _Opened) -> None:
         self._facts[fact.kind][fact.key] = fact
@@ -322,6 +441,11 @@ class Ledger:
                 self._invites.pop(use.invite, None)
                 for node in self._invited.get(use.invite, ()):
                     self._standings.pop(node, None)
+            case OpenedGrant(credential=credential):
+                self._grants[credential.subject] = opened
+                self._standings.pop(credential.subject, None)
+            case OpenedEpoch():
+                self._epoch = opened
 
     def _drop(self, fact: Fact) -> None:
         """Undo `_keep`: of a forgotten record, or of what a fact of greater precedence replaces."""
@@ -334,7 +458,7 @@ class Ledger:
             case FactKind.REVOCATION:
                 opened = self._revocations.pop(fact.key)
                 self._revocations_by_members -= bool(opened.credentials)
-            case FactKind.INVITE_USE:
+            case _:
                 pass  # `_keep` replaces it under the same key
 
     def _drop_record(self, node: NodeId) -> None:
@@ -347,19 +471,31 @@ class Ledger:
                 del self._invited[invite]
 
     def _stand(self, opened: _OpenedRecord) -> Standing:
-        credential = opened.credentials[-1]
+        counting = self._counting(opened.record.node, opened.credentials)
+        chain = counting or opened.credentials
+        credential = chain[-1]
         invite = credential.invite
         return Standing(
             record=opened.record,
             credential=credential,
-            chain=opened.credentials,
+            chain=chain,
             blob=opened.blob,
-            revocation=self.judgement().against_chain(opened.credentials),
+            revocation=self.judgement().against_chain(chain),
             losing_invite=(
                 invite is not None
                 and self.invite(invite).loses(credential.subject, credential.admitted_at)
             ),
+            ended=not counting,
         )
+
+    def _counting(self, node: NodeId, chain: tuple[Credential, ...]) -> tuple[Credential, ...]:
+        """Return what admits a node: its chain, or else a grant; empty if the root has ended."""
+        if self.roots.trusts(chain[0].issuer):
+            return chain
+        grant = self._grants.get(node)
+        if grant is not None and self.roots.trusts(grant.credential.issuer):
+            return (grant.credential,)
+        return ()
 
     def _named(self) -> Names:
         if self._names is None:

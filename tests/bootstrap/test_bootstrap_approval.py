@@ -239,7 +239,7 @@ def test_a_decision_is_still_told_when_the_window_has_closed():
 
 
 def test_a_member_that_was_restarted_shows_another_code():
-    newcomer, window = listed()
+    newcomer, _ = listed()
     (first,) = events_of(newcomer)
     restarted = new_window(seed=77)
     now = 0.0

@@ -176,7 +176,8 @@ def test_a_withdrawn_invite_admits_nobody():
     ledger, invite = world(), invite_blob(A, uses=0)
     opened = open_invite_untrusted(invite, MESH)
     ledger.merge_untrusted(
-        *use(withdraw(opened, key=B, chain=CHAIN_B, ledger=ledger, wall=WALL)), WALL
+        *use(withdraw(opened.id, uses=opened.uses, key=B, chain=CHAIN_B, ledger=ledger, wall=WALL)),
+        WALL,
     )
 
     assert refused(ask(ledger, invite=invite, wall=WALL + 1)) is RefusalCode.WITHDRAWN
