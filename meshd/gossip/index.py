@@ -5,17 +5,20 @@ what it is about, a version, and a digest of what is held.  The first six bits o
 of 64 buckets, and a bucket's sum is the XOR of its entries' digests: it is kept up to date entry by
 entry, and does not depend on the order.
 
-    id      8 bytes   hash of (kind, key); the last bit is set for a belief, clear for a fact
+    id      8 bytes   hash of (kind, key); the last two bits say what is fetched first: 0 what
+                      decides on the rest (`DECISIVE`), 1 other facts, 2 beliefs
     version uint64    a fact's own version; of a belief: incarnation, then how dead
     digest  8 bytes   the fact's own; of a belief: hash of (subject, version)
 """
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from meshd.gossip.wire import BUCKETS, CLAIM_ITEM, ID_BYTES, EntrySummary
 from meshd.keys import fingerprint
+from meshd.trust.fact import DECISIVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from meshd.keys import NodeId
 
 _BUCKET_SHIFT = 2  # of the id's first byte
+_TURN_BITS = 3  # of its last
 
 
 class Entry(NamedTuple):
@@ -33,15 +37,35 @@ class Entry(NamedTuple):
     summary: EntrySummary
 
 
+class Turn(enum.IntEnum):
+    """What is judged, fetched and told first.  The values are part of the wire format."""
+
+    DECISIVE = 0
+    FACT = 1
+    BELIEF = 2
+
+
+def turn_of(kind: int) -> Turn:
+    """Return the turn of what is of a kind."""
+    if kind == CLAIM_ITEM:
+        return Turn.BELIEF
+    return Turn.DECISIVE if kind in DECISIVE else Turn.FACT
+
+
 def entry_id(kind: int, key: bytes) -> bytes:
     """Return the id of the entry about something."""
     hashed = fingerprint(bytes((kind,)), key, size=ID_BYTES, person=b"meshd.entry")
-    return hashed[:-1] + bytes((hashed[-1] & 0xFE | (kind == CLAIM_ITEM),))
+    return hashed[:-1] + bytes((hashed[-1] & ~_TURN_BITS | turn_of(kind),))
+
+
+def turn_of_id(id_: bytes) -> int:
+    """Return the turn of an entry.  Of an id from outside it may be none of `Turn`."""
+    return id_[-1] & _TURN_BITS
 
 
 def is_belief_id(id_: bytes) -> bool:
     """Return whether an entry is about a member's liveness, not a fact."""
-    return bool(id_[-1] & 1)
+    return turn_of_id(id_) >= Turn.BELIEF
 
 
 def belief_digest(subject: NodeId, version: int) -> bytes:

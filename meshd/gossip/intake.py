@@ -1,7 +1,8 @@
 """What members tell: items come in, are judged, and have their consequences.
 
 Rule 1: facts are the ledger's to judge, claims are `membership`'s.  A fact goes first, because a
-        claim about somebody whose record comes in the same datagram must find it known.
+        claim about somebody whose record comes in the same datagram must find it known; and a
+        revocation before other facts.
 
 Rule 2: what is news is passed on; but not what a newcomer fetches, because everybody else has it.
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from meshd.errors import BadPacket
 from meshd.gossip.events import BadPacketReceived, EquivocationSeen, FactLearned
+from meshd.gossip.index import turn_of
 from meshd.gossip.wire import CLAIM_ITEM, Item, Message, MessageType
 from meshd.keys import NodeId
 from meshd.trust.fact import FactKind
@@ -63,8 +65,7 @@ class Intake:
         seen: list[tuple[int, bytes]] = []
         corrections: dict[NodeId, Item] = {}
         changed: list[Fact] = []
-        # A claim about somebody whose record comes in the same datagram must find it known.
-        for item in sorted(message.items, key=lambda item: item.kind == CLAIM_ITEM):
+        for item in sorted(message.items, key=lambda item: turn_of(item.kind)):
             if item.kind == CLAIM_ITEM and changed:
                 self.take_facts(changed, now, broadcast=relay)
                 changed = []

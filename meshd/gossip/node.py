@@ -57,19 +57,20 @@ from meshd.gossip.intake import Intake
 from meshd.gossip.member_table import MemberTable
 from meshd.gossip.membership import Membership
 from meshd.gossip.outbox import Outbox
-from meshd.gossip.pace import gossip_pause
+from meshd.gossip.pace import URGENT_MAX, gossip_pause
 from meshd.gossip.pinger import Pinger
 from meshd.gossip.pings import PingPurpose
 from meshd.gossip.probe import Prober
 from meshd.gossip.sync import Sync
 from meshd.gossip.timers import Timer, TimerKind, Timers
 from meshd.gossip.wire import (
+    Item,
     Message,
     MessageType,
     decode_untrusted,
 )
 from meshd.keys import NodeId
-from meshd.trust.fact import FactKind
+from meshd.trust.fact import DECISIVE, FactKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -237,6 +238,8 @@ class Node:
     def fact_added(self, fact: Fact, now: float) -> None:
         """Spread a fact that the ledger has learnt other than through us."""
         self._intake.take_facts([fact], now, broadcast=True)
+        if fact.kind in DECISIVE:
+            self._tell_at_once(fact)
         self._settle(now)
 
     def ping(self, node: NodeId, now: float) -> int:
@@ -472,6 +475,12 @@ class Node:
             if not self._broadcasts:
                 return
             self._outbox.send_piggybacked(node, MessageType.GOSSIP, 0)
+
+    def _tell_at_once(self, fact: Fact) -> None:
+        live = self._membership.live
+        message = Message(MessageType.GOSSIP, 0, items=(Item(fact.kind, fact.blob),))
+        for node in self._rng.sample(live, min(URGENT_MAX, len(live))):
+            self._outbox.send(node, message)
 
     def _announce_leaving(self, now: float) -> None:
         live = self._membership.live

@@ -9,6 +9,10 @@ Rule 2: where there is more to tell than a few datagrams hold there is no hurry:
 Rule 3: what has been sent half as often as it will be is no news: it goes out every
         `gossip_interval`, to the few that everybody else has missed.
 
+Rule 4: what decides on the rest, a revocation, does not wait for rounds: whoever brings it in
+        tells all live members at once, or URGENT_MAX of them.  The rounds follow, for whom that
+        has missed.
+
 The number of transmissions is the same as with one interval for all, and so is the traffic; but an
 epidemic in a hundred members is through in four rounds, and each of them is four times shorter.
 
@@ -22,6 +26,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meshd.gossip.broadcast import BACKLOG_MIN
+
+URGENT_MAX = 256  # datagrams in one go
 
 if TYPE_CHECKING:
     from meshd.gossip.broadcast import BroadcastQueue

@@ -19,7 +19,9 @@ Rule 2: what travels follows the difference.  Equal members exchange one DIGEST 
         SUMMARY.
 
 Rule 3: facts are fetched before beliefs, because a belief about somebody without a record is
-        dropped.
+        dropped; and before them what decides on facts, revocations, because what a revoked member
+        says is not to be believed even for a moment.  So nothing else is asked for before the
+        summary has come to its end, or its time is over.
 
 Rule 4: how soon the next exchange begins depends on how the last one ended:
         - facts differed: `digest_retry`, with whomever; doubled each time nothing came of it
@@ -35,7 +37,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from meshd.gossip.index import is_belief_id
+from meshd.gossip.index import Turn, is_belief_id, turn_of_id
 from meshd.gossip.wire import (
     ID_BYTES,
     SUMMARY_ENTRIES_MAX,
@@ -80,6 +82,7 @@ class _Exchange:
     facts_before: int
     answered: bool = False
     complete: bool = False  # the end of the summary was seen
+    patient: bool = True  # waits for that
     facts_differed: bool = False
     wanted: dict[bytes, None] = field(default_factory=dict)  # ids not asked for yet
     asked: dict[bytes, None] = field(default_factory=dict)  # ids asked for
@@ -122,6 +125,7 @@ class Sync:
         """Ask again for what has not come, or begin an exchange with a live member."""
         exchange = self._exchange
         if exchange is not None:
+            exchange.patient = False
             if exchange.partner in live and exchange.tries < TRIES_MAX and not self._done(exchange):
                 exchange.tries += 1
                 self.at = now + self._config.answer_timeout * 2**exchange.tries
@@ -171,7 +175,7 @@ class Sync:
             if entry is not None and entry.summary.version < theirs.version:
                 del ours[theirs.id]
         exchange.facts_differed |= any(not is_belief_id(id_) for id_ in ours)
-        pushed = sorted(ours.values(), key=lambda entry: is_belief_id(entry.summary.id))
+        pushed = sorted(ours.values(), key=lambda entry: turn_of_id(entry.summary.id))
         return self._advance(exchange, now), pushed[:PUSHED_MAX]
 
     def handle_facts(self, source: NodeId, ids: Iterable[bytes], now: float) -> list[Outgoing]:
@@ -225,14 +229,21 @@ class Sync:
         if exchange.asked:
             return []
         if exchange.wanted:
-            # A stable sort: facts first (rule 3), else in the order of the summaries.
-            for id_ in sorted(exchange.wanted, key=is_belief_id)[:WINDOW_MAX]:
+            for id_ in self._next_window(exchange):
                 del exchange.wanted[id_]
                 exchange.asked[id_] = None
-            return [self._ask(exchange)]
+            return [self._ask(exchange)] if exchange.asked else []
         if self._done(exchange):
             self._finish(exchange, now)
         return []
+
+    @staticmethod
+    def _next_window(exchange: _Exchange) -> list[bytes]:
+        """Choose what to ask for (rule 3); else it goes by the order of the summaries."""
+        decisive = [id_ for id_ in exchange.wanted if turn_of_id(id_) == Turn.DECISIVE]
+        if decisive or (exchange.patient and not exchange.complete):
+            return decisive[:WINDOW_MAX]
+        return sorted(exchange.wanted, key=turn_of_id)[:WINDOW_MAX]
 
     @staticmethod
     def _done(exchange: _Exchange) -> bool:

@@ -7,11 +7,14 @@ Rule 1: of two facts with the same kind and key, the one of greater precedence i
 Rule 2: what a fact means may depend on other facts (a record on revocations).  That never decides
         whether it is kept, so all who have received the same facts hold the same facts.
 
-| kind       | key                                   | version                               |
-| ---------- | ------------------------------------- | ------------------------------------- |
-| RECORD     | node id                               | the node's own sequence number        |
-| REVOCATION | fingerprint of (subject, signer)      | 1 if it cascades, else 0              |
-| INVITE_USE | fingerprint of (invite, subject)      | higher the earlier the use            |
+| kind            | key                              | version                              |
+| --------------- | -------------------------------- | ------------------------------------ |
+| RECORD          | node id                          | the node's own sequence number       |
+| REVOCATION      | fingerprint of (subject, signer) | 1 if it cascades, else 0             |
+| INVITE_USE      | fingerprint of (invite, subject) | higher the earlier the use           |
+| SUCCESSION      | fingerprint of the root's number | that number                          |
+| GRANT           | node id                          | number of its root, then issued_at   |
+| BOOTSTRAP_EPOCH | the same for the whole mesh      | number of its root, then its own     |
 """
 
 from __future__ import annotations
@@ -32,6 +35,13 @@ class FactKind(enum.IntEnum):
     RECORD = 1
     REVOCATION = 2
     INVITE_USE = 3
+    SUCCESSION = 4
+    GRANT = 5
+    BOOTSTRAP_EPOCH = 6
+
+
+# What the others are worth is decided by these: they are told, fetched and judged before all else.
+DECISIVE = frozenset({FactKind.REVOCATION})
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from gossip.harness import (
     key,
     left,
     record,
+    revocation,
     to,
 )
 from meshd.gossip.cause import Cause, CauseKind
@@ -385,6 +386,23 @@ def test_a_fact_added_by_others_is_broadcast():
     assert bench.state("f") is DEAD
     assert bench.seen(FactLearned) == [], "who adds it knows it"
     assert record("f") in [item.blob for item in items_in(bench.advance(1.0))]
+
+
+def test_a_revocation_that_is_added_goes_to_every_live_member_at_once():
+    names = [f"m{number}" for number in range(20)]
+    bench = Bench(*names)
+    bench.meet(*names)
+    bench.advance(1.0)
+    merge = bench.ledger.merge_untrusted(FactKind.REVOCATION, revocation("m3"), WALL)
+    sent = bench.do("fact_added", merge.fact, bench.now)
+    told = {target for message, target in sent if revocation("m3") in _blobs(message)}
+    assert told == {key(name).id for name in names if name != "m3"}
+    later = [message for message, _ in bench.advance(0.1) if revocation("m3") in _blobs(message)]
+    assert later, "and it is gossiped, for whom that has missed"
+
+
+def _blobs(message):
+    return [item.blob for item in message.items]
 
 
 def test_a_forgotten_member_is_gone_and_may_come_back():

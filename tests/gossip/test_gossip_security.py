@@ -348,6 +348,14 @@ def test_what_the_revoked_have_confirmed_hurries_no_death(bench):
     assert bench.deadline(TimerKind.SUSPICION, "b") == pytest.approx(alone)
 
 
+def test_a_revocation_is_judged_before_what_comes_along_with_it(bench):
+    items = [alive("f"), Item(FactKind.RECORD, record("f"))]
+    bench.receive("c", items=[*items, Item(FactKind.REVOCATION, revocation("f"))])
+    assert bench.state("f") is None
+    assert bench.seen(MemberJoined) == []
+    assert next(e.fact.kind for e in bench.seen(FactLearned)) is FactKind.REVOCATION
+
+
 def test_a_datagram_that_revokes_its_own_sender_is_its_last(bench):
     sent = bench.receive(
         "a", MessageType.PING, items=[Item(FactKind.REVOCATION, revocation("a"))], sequence=5

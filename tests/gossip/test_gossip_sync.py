@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshd.gossip.config import GossipConfig
-from meshd.gossip.index import Index, belief_digest, entry_id, is_belief_id
+from meshd.gossip.index import Index, Turn, belief_digest, entry_id, is_belief_id, turn_of_id
 from meshd.gossip.sync import PUSHED_MAX, WINDOW_MAX, Sync
 from meshd.gossip.wire import CLAIM_ITEM, Message, MessageType, decode_untrusted, encode
 from meshd.keys import NodeId, fingerprint
@@ -233,3 +233,34 @@ def test_a_difference_shows_in_its_bucket_only():
     (entry,) = index.select(1 << (63 - bucket), bytes(8), b"\xff" * 8)
     assert entry.key == A
     assert index.select(~(1 << (63 - bucket)), bytes(8), b"\xff" * 8) == []
+
+
+REVOCATION = 2
+
+
+@pytest.mark.parametrize("members", [10, 500], ids=["one datagram", "many datagrams"])
+def test_revocations_are_fetched_before_anything_else(members):
+    theirs = holding(members) | {(REVOCATION, n.to_bytes(32, "big")): 0 for n in range(40)}
+    pair = Pair({}, theirs)
+    pair.deliver(pair.first.sync.handle_timer((B,), 2.0))
+    assert pair.first.held == theirs
+    asked = [turn_of_id(id_) for message in pair.sent for id_ in message.ids]
+    assert asked[:40] == [Turn.DECISIVE] * 40
+    assert Turn.DECISIVE not in asked[40:]
+
+
+def test_a_revocation_that_is_lost_is_asked_for_again_before_anything_else():
+    theirs = holding(10) | {(REVOCATION, bytes(32)): 0}
+    lost = iter([False, False, False, True])  # digest, summary, want, and what it asks for
+    pair = Pair({}, theirs, loses=lambda: next(lost, False))
+    assert pair.run(until=10.0)
+    asked = [[turn_of_id(id_) for id_ in message.ids] for message in pair.sent if message.ids]
+    assert asked[:2] == [[Turn.DECISIVE]] * 2
+
+
+def test_who_lacks_a_revocation_gets_it_before_other_facts():
+    pair = Pair(holding(40) | {(REVOCATION, bytes(32)): 0}, {})
+    (_, digest_message), *_ = pair.first.sync.handle_timer((B,), 2.0)
+    (summary,) = pair.second.sync.answer_digest(digest_message)
+    _, pushed = pair.first.sync.handle_summary(B, summary, 2.0)
+    assert pushed[0].kind == REVOCATION
