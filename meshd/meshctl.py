@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from meshd import __version__, values
 from meshd.arguments import ArgumentParser, reader
-from meshd.ctl import commands
+from meshd.ctl import commands, keys
+from meshd.ctl.audit import add_audit, audit
 from meshd.ctl.client import DEFAULT_RUNTIME_DIR, Client, find_socket
 from meshd.ctl.exits import Exit, Failed
 from meshd.ctl.render import Screen
@@ -66,9 +67,9 @@ def _main(argv: Sequence[str] | None) -> Exit:
     )
     run: Callable[[Client, argparse.Namespace, commands.Output], Exit] = arguments.run
     path = getattr(arguments, "socket", None)
-    if path is None:
+    if path is None and getattr(arguments, "state_dir", None) is None:
         path = _socket(arguments)
-    return run(Client(path), arguments, output)
+    return run(Client(path or Path()), arguments, output)
 
 
 def _fail(error: MeshdError, status: Exit) -> Exit:
@@ -116,7 +117,9 @@ def make_parser() -> ArgumentParser:
     _add_wait(add("wait", commands.wait, "block until something holds"))
     _add_invite(add("invite", commands.invite, "make a token with which a machine can join"))
     add("invites", commands.invites, "the invites this node has made")
+    _add_keys(add("keys", keys.keys, "this node's keys, and a new WireGuard key for it"))
     _add_events(add("events", commands.events, "what has happened"))
+    add_audit(add("audit", audit, "what has changed in the mesh, and who signed it"))
     add("leave", commands.leave, "say goodbye, remove the interface, end the daemon")
     forget = add("forget", commands.forget, "drop what is known of a member that is gone")
     forget.add_argument("name", metavar="NAME", help="name, id or address")
@@ -214,6 +217,14 @@ def _add_invite(parser: ArgumentParser) -> None:
         "--name", type=reader(values.label), metavar="N", help="name the machine gets"
     )
     parser.add_argument("--admit", action="store_true", help="they may invite others")
+
+
+def _add_keys(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        choices=("show", "rotate"),
+        help="show: public halves and their age; rotate: replace the WireGuard key, under traffic",
+    )
 
 
 def _add_events(parser: ArgumentParser) -> None:

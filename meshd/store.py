@@ -10,6 +10,8 @@ Rule 1: every write is one bounded transaction.  What must never be forgotten on
 
 Rule 2: a write that fails raises `StoreError` and has changed nothing.  Facts and endpoints wait in
         memory then and go with the next write, or with `flush`; of one key only the newest waits.
+        Entries of the audit log wait in their order, and are written before any fact: no crash
+        leaves a fact without its entry.
 
 Rule 3: a database that is damaged is left exactly as it was found, and so is one that is newer than
         this program.  To look is not to touch: checks use a connection that cannot write.
@@ -29,6 +31,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
+from meshd import audit, store_audit, store_preshared
 from meshd.codec import address_untrusted, pack_address
 from meshd.errors import BadPacket, StartError, StoreError
 from meshd.keys import InviteId, MeshId, NodeId, fingerprint
@@ -41,12 +44,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from meshd.audit import Act, Head
     from meshd.keys import NodeKey
+    from meshd.preshared.keys import Keyring
 
 DATABASE_NAME = "mesh.db"
 TRANSACTION_ROWS_MAX = 1000
 EVENTS_KEPT_MAX = 1000
 EVENT_BYTES_MAX = 4096
+AUDIT_WAITING_MAX = 10_000  # what comes while the disk takes nothing
 CHECK_BYTES = 8
 UINT64_BYTES = 8
 
@@ -78,6 +84,9 @@ class Meta(enum.StrEnum):
     IPV4 = "ipv4"
     IPV4_PREFIX = "ipv4-prefix"
     SEEDS = "seeds"
+    WIREGUARD_KEY_MADE_AT = "wireguard-key-made-at"
+    FORMER_WIREGUARD_KEY = "former-wireguard-key"  # its public half
+    SETTINGS = "settings"  # digests, to tell which have changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,9 @@ class Store:
         self._facts: dict[tuple[int, bytes], Fact | None] = {}  # None: to be deleted
         self._endpoints: dict[NodeId, StoredEndpoint] = {}
         self._events: deque[str] = deque(maxlen=EVENTS_KEPT_MAX)
+        self._keyrings: dict[NodeId, Keyring] = {}
+        self._acts: deque[Act] = deque()
+        self._acts_lost = 0
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -271,6 +283,20 @@ class Store:
         except (ValueError, TypeError, BadPacket) as exc:
             raise self._damaged("an endpoint in it makes no sense") from exc
 
+    def save_keyring(self, node: NodeId, ring: Keyring) -> None:
+        """Keep the pre-shared keys of a pair, in place of what there was; none deletes them."""
+        self._keyrings[node] = ring
+        self.flush()
+
+    def load_keyrings(self) -> dict[NodeId, Keyring]:
+        """Return all pre-shared keys."""
+        try:
+            return store_preshared.read(self._database)
+        except sqlite3.Error as exc:
+            raise unopenable(self.path, exc) from exc
+        except (ValueError, TypeError) as exc:
+            raise self._damaged("a pre-shared key in it makes no sense") from exc
+
     def save_events(self, events: Iterable[str]) -> None:
         """Keep events (JSON documents, oldest first), and drop the oldest beyond the bound."""
         self._events.extend(event for event in events if len(event) <= EVENT_BYTES_MAX)
@@ -280,27 +306,60 @@ class Store:
         """Return the events kept, oldest first."""
         return [str(row[0]) for row in self._read("SELECT document FROM events ORDER BY id")]
 
+    def save_acts(self, *acts: Act) -> None:
+        """Have acts follow each other in the audit log, and write them with the next `flush`.
+
+        What is too much to wait is counted, and the log says so.
+        """
+        room = AUDIT_WAITING_MAX - len(self._acts)
+        self._acts.extend(acts[:room])
+        self._acts_lost += len(acts[room:])
+
+    def audit_head(self) -> Head:
+        """Return the audit log's head, as kept apart from its entries."""
+        try:
+            return store_audit.load_head(self._database)
+        except sqlite3.Error as exc:
+            raise unopenable(self.path, exc) from exc
+
     @property
     def waiting(self) -> int:
         """How many rows wait for a disk that takes them."""
-        return len(self._facts) + len(self._endpoints) + len(self._events)
+        rows = len(self._facts) + len(self._endpoints) + len(self._events) + len(self._acts)
+        return rows + len(self._keyrings)
 
-    def flush(self) -> None:
-        """Write what waits, in bounded transactions.  Raise StoreError; the rest still waits."""
+    def flush(self, *, durable: bool = False) -> None:
+        """Write what waits, in bounded transactions.  Raise StoreError; the rest still waits.
+
+        The audit log goes first.  It is on disk when this returns if it is to be `durable`.
+        """
         assert not self._database.in_transaction, "see together"
+        while self._acts:
+            acts = list(islice(self._acts, TRANSACTION_ROWS_MAX))
+            with self._write(durable=durable) as database:
+                store_audit.append(database, acts)
+            for _ in acts:
+                self._acts.popleft()
+            if self._acts_lost:
+                self._acts.append(audit.lost(self._acts_lost, acts[-1].at))
+                self._acts_lost = 0
         while self.waiting:
             facts = list(islice(self._facts.items(), TRANSACTION_ROWS_MAX))
             endpoints = list(islice(self._endpoints.items(), TRANSACTION_ROWS_MAX))
             events = list(self._events)
+            rings = dict(islice(self._keyrings.items(), TRANSACTION_ROWS_MAX))
             with self._write(durable=False) as database:
                 _write_facts(database, facts)
                 _write_endpoints(database, endpoints)
                 _write_events(database, events)
+                store_preshared.write(database, rings)
             for place, _ in facts:
                 del self._facts[place]
             for node, _ in endpoints:
                 del self._endpoints[node]
             self._events.clear()
+            for node in rings:
+                del self._keyrings[node]
 
     # Invites
 

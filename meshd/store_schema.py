@@ -36,6 +36,15 @@ MIGRATIONS: tuple[str, ...] = (
         STRICT;
     CREATE TABLE events (id INTEGER PRIMARY KEY, document TEXT NOT NULL) STRICT;
     """,
+    """
+    CREATE TABLE audit (number INTEGER PRIMARY KEY, at INTEGER NOT NULL, kind TEXT NOT NULL,
+        subject TEXT NOT NULL, subject_name TEXT NOT NULL, signer TEXT NOT NULL,
+        signer_name TEXT NOT NULL, details TEXT NOT NULL, hash BLOB NOT NULL) STRICT;
+    """,
+    """
+    CREATE TABLE preshared_keys (node BLOB, place INTEGER, key BLOB NOT NULL,
+        agreed_at INTEGER NOT NULL, used_since INTEGER, PRIMARY KEY (node, place)) STRICT;
+    """,
 )
 VERSION = len(MIGRATIONS)
 

@@ -48,6 +48,7 @@ async def test_status_shows_self_a_line_a_member_then_health(tmp_path, ctl, caps
         "a  100.64.0.1  fd00::1\n"
         "mesh0, kernel WireGuard, port 51820, up 12s\n"
         "mesh home: 3 members, 2 alive, 1 dead\n"
+        "audit log: 3:0707070707070707\n"
         "\n"
         "NAME  ADDRESS     STATE  PATH                      RTT    SHAKE  RX/TX\n"
         "b     100.64.0.2  alive  direct 203.0.113.7:51820  1.3ms  14s    1.2M/512\n"
@@ -382,8 +383,8 @@ async def test_status_fits_the_terminal(tmp_path, columns) -> None:
         )
     lines = shown.splitlines()
     assert max(map(len, lines)) <= columns
-    assert "alive" in lines[5]
-    assert "123ms" in lines[5]
+    assert "alive" in lines[6]
+    assert "123ms" in lines[6]
 
 
 @pytest.mark.parametrize(

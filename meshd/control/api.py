@@ -8,10 +8,12 @@
 | `GET /v1/wait?members=…&…&timeout=…`   | `meshd.wait/1`, as soon as it holds, or at the end   |
 | `POST /v1/invites {…}`                 | `meshd.invite/1`, with the token                     |
 | `GET /v1/invites`                      | `meshd.invites/1`                                    |
+| `GET /v1/keys`, `POST /v1/keys/rotate` | see `meshd.control.keys`                             |
 | `GET /v1/events?recent=…`              | `meshd.events/1`                                     |
 | `GET /v1/events?follow=1&recent=…`     | lines of `meshd.event/1`                             |
 | `POST /v1/leave`                       | `meshd.leave/1`; then the daemon ends                |
 | `POST /v1/forget {name}`               | `meshd.forget/1`                                     |
+| `GET /v1/audit…`                       | see `audit`                                          |
 
 An error is `{"error": {"code": …, "message": …}}` with a fitting status: 400 for what cannot be
 meant, 403 for what this node may not do, 404 and 409 for what is not there or not so.
@@ -25,8 +27,10 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from meshd.control import views
+from meshd.control.audit import audit_routes
 from meshd.control.events import EVENTS_KEPT_MAX
 from meshd.control.fields import Fields
+from meshd.control.keys import keys_document
 from meshd.control.lookup import find_member
 from meshd.control.routes import ApiError, Lines, Reply, bad_request
 from meshd.control.snapshot import STATES, InviteRequest
@@ -35,8 +39,10 @@ from meshd.trust.grammar import is_name, is_tag
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
+    from pathlib import Path
 
     from meshd.control.events import EventHub
+    from meshd.control.keys import KeysSnapshot
     from meshd.control.routes import Document, Request, Routes
     from meshd.control.snapshot import (
         InviteSnapshot,
@@ -76,6 +82,10 @@ class Controller(Protocol):
     def events(self) -> EventHub:
         """Where events are published."""
 
+    @property
+    def database(self) -> Path:
+        """Where the audit log is."""
+
     def status(self) -> MeshSnapshot:
         """Return the mesh as it is seen at this moment."""
 
@@ -90,6 +100,12 @@ class Controller(Protocol):
 
     def invites(self) -> Sequence[InviteSnapshot]:
         """Return the invites this node has issued and that have not expired."""
+
+    def keys(self) -> KeysSnapshot:
+        """Return what may be shown of this node's keys."""
+
+    async def rotate_key(self) -> None:
+        """Begin to replace the WireGuard key."""
 
     async def forget(self, node: NodeId) -> None:
         """Drop what is known of a member that is not alive."""
@@ -116,9 +132,12 @@ def make_routes(controller: Controller) -> Routes:
         ("GET", "/v1/wait"): api.wait,
         ("POST", "/v1/invites"): api.invite,
         ("GET", "/v1/invites"): api.invites,
+        ("GET", "/v1/keys"): api.keys,
+        ("POST", "/v1/keys/rotate"): api.rotate_key,
         ("GET", "/v1/events"): api.events,
         ("POST", "/v1/leave"): api.leave,
         ("POST", "/v1/forget"): api.forget,
+        **audit_routes(lambda: controller.database),
     }
 
 
@@ -217,6 +236,15 @@ class _Api:
     async def invites(self, request: Request) -> Document:
         Fields(request.query).done()
         return views.invites_document(self._controller.invites())
+
+    async def keys(self, request: Request) -> Document:
+        Fields(request.query).done()
+        return keys_document(self._controller.keys())
+
+    async def rotate_key(self, request: Request) -> Document:
+        Fields(request.body).done()
+        await self._controller.rotate_key()
+        return keys_document(self._controller.keys())
 
     async def events(self, request: Request) -> Document | Lines:
         fields = Fields(request.query)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from ipaddress import IPv4Address, IPv6Address
 
+    from meshd.audit import Head
     from meshd.codec import IPNetwork
     from meshd.keys import InviteId, MeshId, NodeId, WireGuardKey
     from meshd.wg.types import Endpoint
@@ -52,6 +53,7 @@ class SelfSnapshot:
     health_score: int = 0  # 0 is healthy: see `meshd.gossip.health`
     startup: Mapping[str, float] = field(default_factory=dict)  # phase -> seconds it took
     bad_packets: Mapping[str, int] = field(default_factory=dict)  # reason -> how many were dropped
+    audit_head: Head | None = None  # None: no log yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class MemberSnapshot:
     tags: tuple[str, ...] = ()
     routes: tuple[IPNetwork, ...] = ()
     version: str = ""
+    post_quantum: bool = False  # its session comes from a handshake with a pre-shared key
+    psk_age: float | None = None  # of the pre-shared key in use; None without one
 
 
 @dataclass(frozen=True, slots=True)

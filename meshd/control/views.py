@@ -135,6 +135,7 @@ def _self(me: SelfSnapshot) -> Document:
         "health_score": me.health_score,
         "startup": {phase: round(seconds, 4) for phase, seconds in me.startup.items()},
         "counters": {"bad_packets": dict(me.bad_packets)},
+        "audit_head": None if me.audit_head is None else str(me.audit_head),
     }
 
 
@@ -157,6 +158,8 @@ def _member(member: MemberSnapshot) -> Document:
         "tags": list(member.tags),
         "routes": [str(route) for route in member.routes],
         "version": member.version,
+        "post_quantum": member.post_quantum,
+        "psk_age_s": _seconds(member.psk_age),
     }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from meshd.ctl.client import Document
 
 CELL_WIDTH_MIN = 8
+_HEAD_SHOWN = 16  # hexadecimal digits: what `audit verify --noted` asks for at least
 
 _COLOURS = {"green": 32, "yellow": 33, "red": 31, "dim": 2, "bold": 1}
 _OF_STATE = {"alive": "green", "suspect": "yellow", "dead": "red", "left": "dim"}
@@ -64,6 +65,9 @@ def status_text(document: Document, screen: Screen) -> str:
         + ("" if me["ready"] else screen.paint(", not ready", "yellow")),
         f"mesh {mesh['name']}: {total} member{'s' if total != 1 else ''}, {shown}",
     ]
+    if me.get("audit_head"):
+        number, _, digest = me["audit_head"].partition(":")
+        lines.append(f"audit log: {number}:{digest[:_HEAD_SHOWN]}")
     if document["members"]:
         lines += ["", *table(_MEMBER_COLUMNS, [_member(m) for m in document["members"]], screen)]
     if document["health"]:
@@ -81,6 +85,7 @@ _MEMBER_COLUMNS = (
     Column("PATH", cut=True),
     Column("RTT"),
     Column("SHAKE"),
+    Column("PQ", optional=True),
     Column("RX/TX", optional=True),
 )
 
@@ -93,8 +98,15 @@ def _member(member: Document) -> list[str]:
         path_text(member),
         milliseconds_text(member["rtt_ms"]),
         duration_text(member["last_handshake_s"]),
+        _post_quantum(member),
         f"{bytes_text(member['rx_bytes'])}/{bytes_text(member['tx_bytes'])}",
     ]
+
+
+def _post_quantum(member: Document) -> str:
+    if member["post_quantum"]:
+        return "yes"
+    return "-" if member["psk_age_s"] is None else "soon"  # with its next handshake
 
 
 def peers_text(document: Document, screen: Screen) -> str:

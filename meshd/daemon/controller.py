@@ -12,6 +12,8 @@ import trio
 from meshd.control.api import not_allowed
 from meshd.control.snapshot import InviteSnapshot, NewInvite, PingAnswer
 from meshd.daemon import health
+from meshd.daemon.audit import invite_details
+from meshd.daemon.rotation import keys_snapshot
 from meshd.daemon.snapshot import mesh_snapshot, peer_snapshots
 from meshd.keys import KEY_BYTES, InviteKey
 from meshd.store import StoredInvite
@@ -28,8 +30,10 @@ from meshd.trust.invite import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from meshd.control.events import EventHub
+    from meshd.control.keys import KeysSnapshot
     from meshd.control.snapshot import InviteRequest, MeshSnapshot, PeerSnapshot
     from meshd.daemon.daemon import Daemon
     from meshd.keys import NodeId
@@ -49,6 +53,11 @@ class DaemonController:
         """Where events are published."""
         return self._daemon.hub
 
+    @property
+    def database(self) -> Path:
+        """Where the audit log is."""
+        return self._daemon.store.path
+
     def status(self) -> MeshSnapshot:
         """Return the mesh as it is seen at this moment."""
         daemon = self._daemon
@@ -61,6 +70,7 @@ class DaemonController:
             startup=daemon.milestones.phases,
             bad_packets=health.bad_packets(daemon),
             findings=tuple(health.host_findings(daemon)),
+            audit_head=daemon.audit.head,
             wall=time.time(),
         )
 
@@ -118,6 +128,12 @@ class DaemonController:
         if len(blob) > INVITE_BYTES_MAX:
             raise not_allowed("too many tags and networks for one invite; grant fewer")
         daemon.store.save_invite(StoredInvite(invite.id, int(wall), blob))
+        daemon.audit.note(
+            "invite-issued",
+            subject=invite.id,
+            signer=identity.node,
+            details=invite_details(invite),
+        )
         token = Token(
             mesh=identity.mesh,
             bootstrap_key=identity.bootstrap_key,
@@ -140,6 +156,14 @@ class DaemonController:
             for invite, issued_at in stored
             if invite.expires_at > wall
         ]
+
+    def keys(self) -> KeysSnapshot:
+        """Return what may be shown of this node's keys."""
+        return keys_snapshot(self._daemon)
+
+    async def rotate_key(self) -> None:
+        """Begin to replace the WireGuard key."""
+        await self._daemon.driver.submit(self._daemon.engine.rotate_key)
 
     async def forget(self, node: NodeId) -> None:
         """Drop what is known of a member that is not alive."""

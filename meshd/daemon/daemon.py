@@ -11,6 +11,7 @@
 | monitor    | hears of changed addresses and links, and tells the engine the host's own      |
 | resolver   | looks up the names of seeds                                                    |
 | disk       | writes again what the disk has refused                                         |
+| mlkem      | imports what pre-shared keys are agreed by, when that is first wanted          |
 | health     | logs what `status` finds wrong, once                                           |
 | control    | answers meshctl                                                                |
 | signals    | SIGTERM and SIGINT: end with 0, leaving interface, sessions and rules in place |
@@ -39,7 +40,8 @@ from meshd.control.api import make_routes
 from meshd.control.events import EventHub
 from meshd.control.server import serve
 from meshd.control.snapshot import EventRecord
-from meshd.daemon import health, startup
+from meshd.daemon import health, mlkem, rotation, startup
+from meshd.daemon.audit import AuditLog
 from meshd.daemon.controller import DaemonController
 from meshd.daemon.disk import Disk
 from meshd.daemon.driver import Driver
@@ -53,6 +55,7 @@ from meshd.engine.engine import Engine
 from meshd.errors import DeviceError, StartError, StoreError, UsageError
 from meshd.net.local import host_candidates
 from meshd.net.monitor import NetworkMonitor
+from meshd.preshared.agreements import PresharedConfig
 from meshd.sdnotify import Notifier
 from meshd.store import Counter as Reserved
 from meshd.store import Store
@@ -77,6 +80,8 @@ LOCAL_SETTLE_INTERVAL = 0.05  # an address and the route that comes with it are 
 # What an operator sees of it in the log; everything is in `meshctl events`.
 _LEVELS = {
     "path-changed": logging.DEBUG,
+    "psk-agreed": logging.DEBUG,
+    "psk-lost": logging.WARNING,
     "member-suspect": logging.INFO,
     "member-dead": logging.WARNING,
     "path-fault": logging.WARNING,
@@ -171,11 +176,13 @@ class Daemon:
         self.remembered = start.remembered
         self._configured = configured
         self.disk = Disk()
+        self.kem_wanted = trio.Event()
         self._refusal: StartError | None = None
         self._nursery: trio.Nursery | None = None
         self._notifier = Notifier.from_environment()
         self._started_at = time.monotonic()
         self.engine = self._make_engine()
+        self.audit = AuditLog(self.engine, store, self.disk, config, remembered=start.remembered)
         self.reconciler = Reconciler(
             config.interface,
             backend=config.backend,
@@ -214,6 +221,7 @@ class Daemon:
                     self._watch_network,
                     self.resolver.run,
                     self.disk.run,
+                    partial(mlkem.provide, self),
                     partial(health.watch, self),
                     partial(self._obey_signals, signals),
                     self._feed_watchdog,
@@ -247,6 +255,8 @@ class Daemon:
                 wanted_ipv4=config.address,
                 seeds=self._start.seeds,
                 version=__version__,
+                rotate_keys_after=config.rotate_keys_after,
+                preshared=PresharedConfig(enabled=config.psk),
             ),
             memory=self._start.memory,
             rng=random.SystemRandom(),
@@ -305,6 +315,7 @@ class Daemon:
     # Events
 
     def _on_event(self, event: Event) -> None:
+        self.audit.on_event(event)
         match event:
             case events.Notice():
                 self.tell(event)
@@ -325,16 +336,27 @@ class Daemon:
                 self.disk.keep(
                     "starts", lambda: self.store.reserve_sequence(Reserved.STARTS, 1, above=starts)
                 )
+            case events.SaveKeys(keys):
+                rotation.keep_keys(self, keys)
+            case events.HurryDevice():
+                self.reconciler.hurry()
             case events.ResolveSeeds(seeds):
                 self.resolver.want(seeds)
             case events.RefusedByMesh(text, seed, final):
                 self._on_refused(text, seed, final=final)
+            case events.KeyringChanged(node, ring):
+                if self.remembered:
+                    self.disk.keep("preshared", lambda: self.store.save_keyring(node, ring))
+            case events.KemWanted():
+                self.kem_wanted.set()
             case events.PingAnswered(_, sequence, rtt):
                 channel = self.answers.pop(sequence, None)
                 if channel is not None:
                     channel.send_nowait(rtt)
             case events.Departed():
                 self.departed.set()
+            case events.Audited():
+                pass  # the audit log has it
 
     def tell(self, notice: events.Notice) -> None:
         """Log what has happened, and publish it."""
@@ -384,6 +406,9 @@ class Daemon:
                     "again in the same way"
                 ) from error
             self.remembered = True
+            keys = self.engine.rotation.keys
+            self.disk.keep("keys", lambda: rotation.save_keys(self.store, keys))
+            self.audit.begin()
             self.disk.keep("facts", lambda: self.store.save_facts(self.engine.ledger.facts()))
 
     def _on_refused(self, text: str, seed: str, *, final: bool) -> None:
@@ -443,6 +468,7 @@ class Daemon:
             log.error("the new configuration is refused whole: %s", error)
             return
         logs.configure(changed.log_level, changed.log_format)
+        self.audit.configured(changed, by="reload")
         log.info("configuration read again; what changed besides logging takes a restart")
 
     async def _feed_watchdog(self) -> None:

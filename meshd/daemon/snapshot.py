@@ -11,6 +11,8 @@ from meshd.control.snapshot import (
     PeerSnapshot,
     SelfSnapshot,
 )
+from meshd.daemon.preshared import preshared_findings, psk_age
+from meshd.daemon.wording import listed
 from meshd.gossip.claim import MemberState
 from meshd.plan.claims import usable
 from meshd.trust.grammar import ANY_TAG
@@ -18,6 +20,7 @@ from meshd.trust.grammar import ANY_TAG
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from meshd.audit import Head
     from meshd.control.snapshot import State
     from meshd.engine.engine import Engine
     from meshd.keys import NodeId
@@ -43,6 +46,7 @@ def mesh_snapshot(
     startup: Mapping[str, float],
     bad_packets: Mapping[str, int],
     findings: tuple[HealthFinding, ...],
+    audit_head: Head | None,
     wall: float,
 ) -> MeshSnapshot:
     """Return the mesh as this node sees it; `findings` are those of the daemon itself."""
@@ -63,6 +67,7 @@ def mesh_snapshot(
         health_score=engine.gossip.health_score,
         startup=startup,
         bad_packets=bad_packets,
+        audit_head=audit_head,
     )
     return MeshSnapshot(
         id=identity.mesh,
@@ -113,6 +118,8 @@ def _member(engine: Engine, node: NodeId, standing: Standing, wall: float) -> Me
         tags=tuple(tag for tag in standing.credential.tags if tag != ANY_TAG),
         routes=standing.routes(wall),
         version=standing.record.version,
+        post_quantum=peer is not None and engine.preshared.post_quantum(node, peer),
+        psk_age=psk_age(engine, node, wall),
     )
 
 
@@ -181,18 +188,14 @@ def _findings_of_members(engine: Engine) -> Iterator[HealthFinding]:
         yield HealthFinding(
             "warning",
             "ipv4-prefix",
-            f"{_listed(strangers)} claim addresses outside {prefix}: all nodes need the same "
+            f"{listed(strangers)} claim addresses outside {prefix}: all nodes need the same "
             "--ipv4-prefix",
         )
+    yield from preshared_findings(engine)
     conflicts = [engine.name_of(node) for node in engine.key_conflicts]
     if conflicts:
         yield HealthFinding(
             "error",
             "key-conflict",
-            f"{_listed(conflicts)} have no tunnel: their WireGuard key is also another member's",
+            f"{listed(conflicts)} have no tunnel: their WireGuard key is also another member's",
         )
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown

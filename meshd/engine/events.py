@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from ipaddress import IPv6Address
 
     from meshd.engine.identity import Identity
-    from meshd.keys import NodeId
+    from meshd.engine.rotation import WireGuardKeys
+    from meshd.keys import InviteId, MeshId, NodeId
+    from meshd.preshared.keys import Keyring
     from meshd.trust.fact import Fact
 
 
@@ -81,6 +83,41 @@ class SequenceOutrun:
 
 
 @dataclass(frozen=True, slots=True)
+class Audited:
+    """This node has done something that the audit log keeps, and no changed fact tells of it."""
+
+    kind: str  # constant, in kebab case: see `meshd.audit`
+    subject: NodeId | MeshId | InviteId | None = None
+    signer: NodeId | MeshId | None = None
+    details: Mapping[str, Detail] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SaveKeys:
+    """Persist these WireGuard keys, durably, and tell `Engine.rotation` whether that was done."""
+
+    keys: WireGuardKeys
+
+
+@dataclass(frozen=True, slots=True)
+class HurryDevice:
+    """A WireGuard key is another one: bring the device to the plan before anything is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyringChanged:
+    """What is kept of the pre-shared keys with a member: persist it.  Without keys: delete it."""
+
+    node: NodeId
+    ring: Keyring
+
+
+@dataclass(frozen=True, slots=True)
+class KemWanted:
+    """Call `Engine.take_kem`.  Comes once at most."""
+
+
+@dataclass(frozen=True, slots=True)
 class PingAnswered:
     """The operator's ping came back."""
 
@@ -111,6 +148,11 @@ Event: TypeAlias = (
     | RecordForgotten
     | IncarnationRaised
     | SequenceOutrun
+    | Audited
+    | SaveKeys
+    | HurryDevice
+    | KeyringChanged
+    | KemWanted
     | PingAnswered
     | Departed
 )

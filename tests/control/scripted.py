@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
+from meshd.audit import Head
 from meshd.control.api import make_routes, not_allowed
 from meshd.control.events import EventHub
 from meshd.control.server import serve
@@ -30,7 +32,6 @@ from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 NOW = 1_700_000_000.0
 
@@ -74,6 +75,7 @@ ME = SelfSnapshot(
     version="0.1.0",
     startup={"import": 0.21, "bootstrap": 0.05},
     bad_packets={"handshake does not open": 3},
+    audit_head=Head(3, bytes([7]) * 32),
 )
 
 MESH = MeshSnapshot(
@@ -95,6 +97,7 @@ INVITE = InviteSnapshot(
 @dataclass
 class ScriptedController:
     mesh: MeshSnapshot = MESH
+    database: Path = Path("mesh.db")
     rtts: list[float | None] = field(default_factory=lambda: [0.0012])
     may_invite: bool = True
     events: EventHub = field(default_factory=EventHub)

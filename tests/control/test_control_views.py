@@ -41,6 +41,7 @@ def test_the_status_document_is_what_the_contract_says() -> None:
         "startup": {"import": 0.21, "bootstrap": 0.05},
         "health_score": 0,
         "counters": {"bad_packets": {"handshake does not open": 3}},
+        "audit_head": "3:" + "07" * 32,
     }
     assert [shown["name"] for shown in document["members"]] == ["b", "c"]
     assert document["members"][0] == {
