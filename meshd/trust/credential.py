@@ -50,7 +50,13 @@ from meshd.trust.grammar import (
     tags_untrusted,
     wall_untrusted,
 )
-from meshd.trust.signed import Statement, open_untrusted, sign, split_untrusted
+from meshd.trust.signed import (
+    Statement,
+    open_untrusted,
+    sign,
+    split_untrusted,
+    verify_signature_untrusted,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,8 +122,15 @@ class Credential:
         return self.expires_at != 0 and wall > self.expires_at + CLOCK_SKEW_MAX
 
 
+class UnknownRoot(BadPacket):
+    """No root known here has signed this: it is forged, or under a root that is yet to be known."""
+
+
 class CredentialCache:
     """Credentials whose signature has been verified, so that it is verified once.
+
+    It also knows which `roots` a chain may start from, the likeliest first; none stands for the
+    mesh id alone.  Whether a root has ended is not asked here (`ledger`).
 
     The key is everything the signature depends on, compared byte by byte; only what has verified
     goes in.  When full, the oldest goes.
@@ -125,6 +138,7 @@ class CredentialCache:
 
     def __init__(self, *, entries_max: int = VERIFIED_MAX) -> None:
         assert entries_max > 0
+        self.roots: tuple[MeshId, ...] = ()
         self._entries_max = entries_max
         self._verified: dict[tuple[MeshId, bytes, bytes], Credential] = {}
 
@@ -144,6 +158,17 @@ class CredentialCache:
             del self._verified[next(iter(self._verified))]
         self._verified[key] = credential
         return credential
+
+    def open_first_untrusted(self, blob: bytes, mesh: MeshId) -> Credential:
+        """Return the first credential of a chain, which a root has signed, or raise BadPacket."""
+        roots = self.roots or (mesh,)
+        for root in roots:
+            credential = self._verified.get((mesh, root, blob))
+            if credential is not None:
+                return credential
+        signature, body = split_untrusted(blob, bytes_max=CREDENTIAL_BYTES_MAX)
+        root = verify_root_untrusted(Statement.CREDENTIAL, mesh, body, signature, self)
+        return self.open_untrusted(blob, mesh, root)
 
 
 def issue(credential: Credential, key: NodeKey | MeshKey, mesh: MeshId) -> bytes:
@@ -174,24 +199,41 @@ def founding_credential(subject: NodeId, name: str, mesh: MeshId, wall: int) -> 
 def verify_chain_untrusted(
     chain: Sequence[bytes], mesh: MeshId, subject: NodeId, cache: CredentialCache
 ) -> tuple[Credential, ...]:
-    """Return the credentials of a chain that speaks for `subject`, the mesh key's first."""
+    """Return the credentials of a chain that speaks for `subject`, a root's first.
+
+    The issuer of the first is that root, of those that the cache knows.
+    """
     if not 1 <= len(chain) <= CHAIN_LENGTH_MAX:
         raise BadPacket("chain too long or empty")
     if sum(len(blob) for blob in chain) > CHAIN_BYTES_MAX:
         raise BadPacket("chain has too many bytes")
     credentials: list[Credential] = []
-    issuer: MeshId | NodeId = mesh
     for blob in chain:
-        credential = cache.open_untrusted(blob, mesh, issuer)
+        if credentials:
+            credential = cache.open_untrusted(blob, mesh, credentials[-1].subject)
+        else:
+            credential = cache.open_first_untrusted(blob, mesh)
         if credential.admitted_at > credential.issued_at:
             raise BadPacket("credential admitted after it was issued")
         if credentials:
             _check_link_untrusted(credentials[-1], credential)
         credentials.append(credential)
-        issuer = credential.subject
-    if issuer != subject:
+    if credentials[-1].subject != subject:
         raise BadPacket("credential of another subject")
     return tuple(credentials)
+
+
+def verify_root_untrusted(
+    kind: Statement, mesh: MeshId, body: bytes, signature: bytes, cache: CredentialCache
+) -> MeshId:
+    """Return the root that has signed a body; raise UnknownRoot if none has that is known."""
+    for root in cache.roots or (mesh,):
+        try:
+            verify_signature_untrusted(kind, mesh, root, body, signature)
+        except BadPacket:
+            continue
+        return root
+    raise UnknownRoot("bad signature")
 
 
 def verify_admitter_untrusted(

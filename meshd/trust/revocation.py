@@ -47,6 +47,7 @@ from meshd.trust.credential import (
     CREDENTIAL_BYTES_MAX,
     Credential,
     verify_admitter_untrusted,
+    verify_root_untrusted,
 )
 from meshd.trust.fact import FACT_BYTES_MAX, FACT_KEY_BYTES, Fact, FactKind
 from meshd.trust.grammar import wall_untrusted
@@ -81,6 +82,11 @@ class OpenedRevocation:
     def rank(self) -> tuple[bool, int, bytes]:
         """The order in which revocations of one subject are named as the reason it is out."""
         return bool(self.credentials), self.revocation.revoked_at, self.revocation.signer
+
+    @property
+    def root(self) -> MeshId | NodeId:
+        """The root it is signed under."""
+        return self.credentials[0].issuer if self.credentials else self.revocation.signer
 
     @property
     def voices(self) -> frozenset[NodeId]:
@@ -157,8 +163,12 @@ def open_revocation_untrusted(
     """Return a verified revocation, or raise BadPacket."""
     signature, body = split_untrusted(blob, bytes_max=FACT_BYTES_MAX)
     fields = Fields.unpack_untrusted(body, what="revocation")
-    by_member = fields.has(2)
-    signer = NodeId(fields.blob(2, size=KEY_BYTES)) if by_member else mesh
+    signer: MeshId | NodeId
+    if fields.has(2):
+        signer = NodeId(fields.blob(2, size=KEY_BYTES))
+        verify_signature_untrusted(Statement.REVOCATION, mesh, signer, body, signature)
+    else:
+        signer = verify_root_untrusted(Statement.REVOCATION, mesh, body, signature, cache)
     revocation = Revocation(
         subject=NodeId(fields.blob(1, size=KEY_BYTES)),
         signer=signer,
@@ -167,7 +177,6 @@ def open_revocation_untrusted(
         chain=fields.blobs(5, count_max=CHAIN_LENGTH_MAX, bytes_max=CREDENTIAL_BYTES_MAX),
     )
     fields.done()
-    verify_signature_untrusted(Statement.REVOCATION, mesh, signer, body, signature)
     if isinstance(signer, NodeId):
         credentials = verify_admitter_untrusted(
             revocation.chain, mesh, signer, revocation.revoked_at, cache

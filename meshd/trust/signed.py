@@ -40,6 +40,8 @@ class Statement(enum.StrEnum):
     REQUEST = "request"
     ANSWER = "answer"
     CLAIM = "claim"
+    SUCCESSION = "succession"
+    BOOTSTRAP_EPOCH = "bootstrap-epoch"
 
 
 class Signer(Protocol):

@@ -1,6 +1,7 @@
 """What one node's record comes to, given everything else that is known.
 
-| right                     | in good standing | expired credential | revoked, or lost its invite |
+| right                     | in good standing | expired credential | revoked, lost its invite,   |
+|                           |                  |                    | or its root without a grant |
 | ------------------------- | ---------------- | ------------------ | --------------------------- |
 | be a member, be reached   | yes              | yes                | no                          |
 | claim an address, a name  | yes              | yes                | no                          |
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from meshd.trust.credential import covered
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
@@ -28,10 +31,11 @@ class Standing:
 
     record: Record
     credential: Credential  # the last of the chain
-    chain: tuple[Credential, ...] = field(repr=False)  # the mesh key's first
+    chain: tuple[Credential, ...] = field(repr=False)  # a root's first; or the one of a grant
     blob: bytes = field(repr=False)  # the record's
     revocation: Revocation | None  # why it is out: its own, or a cascade of an issuer
     losing_invite: bool  # somebody else was first to use its invite
+    ended: bool = False  # its root is trusted no more, and there is no grant for it
 
     @property
     def revoked(self) -> bool:
@@ -41,7 +45,7 @@ class Standing:
     @property
     def admitted(self) -> bool:
         """Whether it is a member."""
-        return self.revocation is None and not self.losing_invite
+        return self.revocation is None and not self.losing_invite and not self.ended
 
     @property
     def ipv4(self) -> IPv4Address | None:
@@ -55,11 +59,15 @@ class Standing:
 
     def routes(self, wall: float) -> tuple[IPNetwork, ...]:
         """Return the networks it advertises and may advertise at this time."""
-        return self.record.routes if self._privileged(wall) else ()
+        if not self._privileged(wall):
+            return ()
+        # Where a grant stands in for the chain of the record, it may give less.
+        granted = self.credential.routes
+        return tuple(route for route in self.record.routes if covered(route, granted))
 
     def relays(self, wall: float) -> bool:
         """Whether it offers to relay and may do so at this time."""
-        return self.record.relay and self._privileged(wall)
+        return self.record.relay and self.credential.relay and self._privileged(wall)
 
     def may_admit(self, wall: float) -> bool:
         """Whether it may admit, renew and revoke at this time."""

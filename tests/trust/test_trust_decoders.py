@@ -8,6 +8,7 @@ from meshd.codec import pack
 from meshd.errors import BadPacket
 from meshd.keys import InviteKey
 from meshd.trust.credential import verify_chain_untrusted
+from meshd.trust.epoch import open_epoch_untrusted
 from meshd.trust.fact import FactKind
 from meshd.trust.invite import format_token, open_invite_untrusted, parse_token_untrusted
 from meshd.trust.invite_use import open_invite_use_untrusted
@@ -15,18 +16,26 @@ from meshd.trust.ledger import Ledger
 from meshd.trust.record import open_record_untrusted
 from meshd.trust.revocation import open_revocation_untrusted
 from meshd.trust.signed import Statement, sign
+from meshd.trust.succession import open_succession_untrusted
 from trust.world import (
+    BOOTSTRAP_KEY,
     MESH,
     MESH_KEY,
+    OTHER_MESH_KEY,
+    ROOT_KEY,
     WALL,
     A,
     B,
     cache,
     chain_to,
+    epoch_blob,
     founding_chain,
+    grant_blob,
     invite_blob,
     record_blob,
     revocation_blob,
+    roots_after,
+    succession_blob,
     token,
     use_blob,
 )
@@ -57,6 +66,21 @@ DECODERS = {
         A,
         lambda blob: open_invite_use_untrusted(blob, MESH, cache()),
     ),
+    "succession": (
+        Statement.SUCCESSION,
+        MESH_KEY,
+        lambda blob: open_succession_untrusted(blob, MESH),
+    ),
+    "bootstrap epoch": (
+        Statement.BOOTSTRAP_EPOCH,
+        MESH_KEY,
+        lambda blob: open_epoch_untrusted(blob, MESH, cache()),
+    ),
+    "member's bootstrap epoch": (
+        Statement.BOOTSTRAP_EPOCH,
+        A,
+        lambda blob: open_epoch_untrusted(blob, MESH, cache()),
+    ),
 }
 GENUINE = {
     "record": record_blob(A, CHAIN),
@@ -65,6 +89,9 @@ GENUINE = {
     "member's revocation": revocation_blob(B, by=A, chain=CHAIN),
     "invite": invite_blob(A, tags=("db",)),
     "invite use": use_blob(B, by=A, chain=CHAIN),
+    "succession": succession_blob(),
+    "bootstrap epoch": epoch_blob(BOOTSTRAP_KEY, by=MESH_KEY),
+    "member's bootstrap epoch": epoch_blob(BOOTSTRAP_KEY, by=A, chain=CHAIN),
 }
 
 scalars = (
@@ -125,7 +152,7 @@ def test_what_was_left_alone_still_decodes(name):
     assert decode(sign(kind, MESH, key, GENUINE[name][64:]))
 
 
-@given(st.integers(0, 5), st.binary(max_size=1100))
+@given(st.integers(0, 8), st.binary(max_size=1100))
 def test_any_fact_merges_or_is_a_bad_packet(kind, blob):
     value_or_bad_packet(lambda data: Ledger(MESH).merge_untrusted(kind, data, WALL), blob)
 
@@ -149,9 +176,17 @@ def test_every_kind_of_fact_has_its_decoder(kind):
         FactKind.RECORD: GENUINE["record"],
         FactKind.REVOCATION: GENUINE["revocation"],
         FactKind.INVITE_USE: GENUINE["invite use"],
+        FactKind.SUCCESSION: succession_blob(ROOT_KEY, OTHER_MESH_KEY, number=2),
+        FactKind.GRANT: grant_blob(A, CHAIN),
+        FactKind.BOOTSTRAP_EPOCH: GENUINE["bootstrap epoch"],
     }
 
-    assert Ledger(MESH).merge_untrusted(kind, blobs[kind], WALL).fact.kind is kind
+    assert (
+        Ledger(MESH, roots=roots_after(GENUINE["succession"]))
+        .merge_untrusted(kind, blobs[kind], WALL)
+        .fact.kind
+        is kind
+    )
 
 
 def test_a_low_order_key_signs_nothing():

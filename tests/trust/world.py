@@ -6,13 +6,23 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from meshd.keys import BootstrapKey, InviteKey, MeshKey, NodeKey, WireGuardKey
-from meshd.trust.credential import Credential, CredentialCache, founding_credential, issue
+from meshd.trust.credential import (
+    Credential,
+    CredentialCache,
+    founding_credential,
+    issue,
+    verify_chain_untrusted,
+)
+from meshd.trust.epoch import BootstrapEpoch, bootstrap_fingerprint, sign_epoch
 from meshd.trust.fact import FactKind
+from meshd.trust.grant import sign_grant
 from meshd.trust.invite import Invite, Token, sign_invite
 from meshd.trust.invite_use import InviteUse, sign_invite_use
 from meshd.trust.ledger import Ledger
 from meshd.trust.record import Candidate, CandidateKind, Record, sign_record
 from meshd.trust.revocation import Revocation, sign_revocation
+from meshd.trust.roots import Roots
+from meshd.trust.succession import Succession, open_succession_untrusted, sign_succession
 
 WALL = 1_700_000_000
 HOUR = 3600
@@ -20,6 +30,7 @@ YEAR = 365 * 86400
 
 MESH_KEY = MeshKey(b"M" * 32)
 MESH = MESH_KEY.id
+ROOT_KEY = MeshKey(b"R" * 32)  # follows the mesh key where a test says so
 OTHER_MESH_KEY = MeshKey(b"O" * 32)
 A, B, C, D, E, F = (NodeKey(bytes([letter]) * 32) for letter in b"abcdef")
 INVITE_KEY = InviteKey(b"i" * 32)
@@ -68,6 +79,31 @@ def use_blob(subject, *, by, chain, invite=INVITE_KEY, used_at=WALL, uses=1):
     return sign_invite_use(use, by, MESH)
 
 
+def succession_blob(before=MESH_KEY, after=ROOT_KEY, *, number=1, overlap_until=0, **fields):
+    succession = Succession(number, before.id, after.id, WALL, overlap_until, **fields)
+    return sign_succession(succession, before, after, MESH)
+
+
+def grant_blob(key, chain, *, by=ROOT_KEY, wall=WALL):
+    """Return what a root grants a node that has a chain."""
+    credentials = verify_chain_untrusted(chain, MESH, key.id, CredentialCache())
+    return sign_grant(credentials[-1], by, MESH, wall)
+
+
+def epoch_blob(bootstrap_key, *, by=ROOT_KEY, maker=None, number=1, chain=()):
+    maker = (maker or by).id if chain else (maker or A).id
+    epoch = BootstrapEpoch(number, bootstrap_fingerprint(bootstrap_key, MESH), maker, WALL, chain)
+    return sign_epoch(epoch, by, MESH)
+
+
+def roots_after(*blobs, settled=True):
+    """Return the line of roots that these successions make."""
+    roots = Roots.first(MESH)
+    for blob in blobs:
+        roots = roots.grown(open_succession_untrusted(blob, MESH))
+    return roots.settle() if settled else roots
+
+
 def token(**fields):
     default = Token(
         mesh=MESH,
@@ -98,6 +134,18 @@ def revocation(blob):
 
 def use(blob):
     return FactKind.INVITE_USE, blob
+
+
+def succession(blob):
+    return FactKind.SUCCESSION, blob
+
+
+def grant(blob):
+    return FactKind.GRANT, blob
+
+
+def epoch(blob):
+    return FactKind.BOOTSTRAP_EPOCH, blob
 
 
 def cache():
