@@ -1,0 +1,84 @@
+"""Signed statements, tokens, and the ledger that takes them all."""
+
+from fuzz.registry import Target, decoder, signer, statement, target
+from meshd.keys import SIGNATURE_BYTES
+from meshd.trust.credential import verify_chain_untrusted
+from meshd.trust.fact import FactKind
+from meshd.trust.invite import format_token, open_invite_untrusted, parse_token_untrusted
+from meshd.trust.invite_use import open_invite_use_untrusted
+from meshd.trust.ledger import Ledger
+from meshd.trust.record import open_record_untrusted
+from meshd.trust.revocation import open_revocation_untrusted
+from meshd.trust.signed import Statement
+from trust import world as trust
+
+_CHAIN = trust.founding_chain(trust.A)
+_CACHE = trust.cache()
+_BY_A = {"key": trust.A, "mesh": trust.MESH}
+
+statement(
+    "record",
+    lambda blob: open_record_untrusted(blob, trust.MESH, _CACHE),
+    lambda: [trust.record_blob(trust.A, _CHAIN), trust.record_blob(trust.A, _CHAIN, candidates=())],
+    kind=Statement.RECORD,
+    **_BY_A,
+)
+statement(
+    "credential",
+    # Without a cache: one that is right is to be looked at as closely as one that is not.
+    lambda blob: verify_chain_untrusted((blob,), trust.MESH, trust.A.id, trust.cache()),
+    lambda: list(_CHAIN),
+    kind=Statement.CREDENTIAL,
+    key=trust.MESH_KEY,
+    mesh=trust.MESH,
+)
+statement(
+    "revocation",
+    lambda blob: open_revocation_untrusted(blob, trust.MESH, _CACHE),
+    lambda: [
+        trust.revocation_blob(trust.B),
+        trust.revocation_blob(trust.B, by=trust.A, chain=_CHAIN),
+    ],
+    kind=Statement.REVOCATION,
+    **_BY_A,
+)
+statement(
+    "invite",
+    lambda blob: open_invite_untrusted(blob, trust.MESH),
+    lambda: [trust.invite_blob(trust.A, tags=("db",)), trust.invite_blob(trust.A)],
+    kind=Statement.INVITE,
+    **_BY_A,
+)
+statement(
+    "invite-use",
+    lambda blob: open_invite_use_untrusted(blob, trust.MESH, _CACHE),
+    lambda: [trust.use_blob(trust.B, by=trust.A, chain=_CHAIN)],
+    kind=Statement.INVITE_USE,
+    **_BY_A,
+)
+
+
+@target("ledger")
+def _ledger():
+    ledger = Ledger(trust.MESH)
+    kinds = list(FactKind)
+    record, revocation = trust.record_blob(trust.A, _CHAIN), trust.revocation_blob(trust.B)
+    use = trust.use_blob(trust.B, by=trust.A, chain=_CHAIN)
+
+    def decode(blob):
+        kind = kinds[len(blob) % len(kinds)]
+        return ledger.merge_untrusted(kind, blob, trust.WALL)
+
+    return Target(
+        decode,
+        [record, revocation, use],
+        SIGNATURE_BYTES,
+        signer(Statement.RECORD, trust.A, trust.MESH),
+    )
+
+
+decoder(
+    "token",
+    lambda data: parse_token_untrusted(data.decode("latin-1")),
+    lambda: [format_token(trust.token()).encode(), format_token(trust.token(seeds=())).encode()],
+)

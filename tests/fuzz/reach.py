@@ -1,0 +1,39 @@
+"""Which functions that touch bytes from outside a fuzzer gets to, and which there are."""
+
+import ast
+import sys
+from pathlib import Path
+
+import meshd
+
+_PACKAGE = Path(meshd.__file__).parent
+_SUFFIX = "_untrusted"
+
+
+def all_untrusted():
+    """Return (file, name) of every function whose name says that it touches such bytes."""
+    found = {}
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.endswith(_SUFFIX):
+                found[str(path.relative_to(_PACKAGE)), node.name] = None
+    return list(found)
+
+
+class Reached:
+    """Notes, while it is entered, each such function that is called."""
+
+    def __init__(self):
+        self.functions = set()
+
+    def __enter__(self):
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *_):
+        sys.setprofile(None)
+
+    def _note(self, frame, event, _):
+        if event == "call" and frame.f_code.co_name.endswith(_SUFFIX):
+            path = Path(frame.f_code.co_filename)
+            self.functions.add((str(path.relative_to(_PACKAGE)), frame.f_code.co_name))
