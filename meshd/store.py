@@ -85,6 +85,7 @@ class Meta(enum.StrEnum):
     IPV4_PREFIX = "ipv4-prefix"
     SEEDS = "seeds"
     WIREGUARD_KEY_MADE_AT = "wireguard-key-made-at"
+    OPEN_MESH = "open-mesh"  # whoever knows the secret can sign as the mesh: 1, else 0
     FORMER_WIREGUARD_KEY = "former-wireguard-key"  # its public half
     SETTINGS = "settings"  # digests, to tell which have changed
 
@@ -248,11 +249,11 @@ class Store:
 
     # Facts and endpoints: they wait in memory while the disk refuses them
 
-    def save_facts(self, facts: Iterable[Fact]) -> None:
+    def save_facts(self, facts: Iterable[Fact], *, durable: bool = False) -> None:
         """Keep facts, each in the place of the one with its kind and key."""
         for fact in facts:
             self._facts[(fact.kind, fact.key)] = fact
-        self.flush()
+        self.flush(durable=durable)
 
     def delete_fact(self, kind: FactKind, key: bytes) -> None:
         """Drop a fact."""
@@ -331,7 +332,7 @@ class Store:
     def flush(self, *, durable: bool = False) -> None:
         """Write what waits, in bounded transactions.  Raise StoreError; the rest still waits.
 
-        The audit log goes first.  It is on disk when this returns if it is to be `durable`.
+        The audit log goes first.  All is on disk when this returns if it is to be `durable`.
         """
         assert not self._database.in_transaction, "see together"
         while self._acts:
@@ -348,7 +349,7 @@ class Store:
             endpoints = list(islice(self._endpoints.items(), TRANSACTION_ROWS_MAX))
             events = list(self._events)
             rings = dict(islice(self._keyrings.items(), TRANSACTION_ROWS_MAX))
-            with self._write(durable=False) as database:
+            with self._write(durable=durable) as database:
                 _write_facts(database, facts)
                 _write_endpoints(database, endpoints)
                 _write_events(database, events)

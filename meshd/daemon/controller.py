@@ -141,6 +141,7 @@ class DaemonController:
             invite_key=key,
             invite=blob,
             ipv4_prefix=identity.ipv4_prefix,
+            open_mesh=identity.open_mesh,
         )
         return NewInvite(self._snapshot(invite, wall), format_token(token))
 

@@ -59,7 +59,7 @@ from meshd.preshared.agreements import PresharedConfig
 from meshd.sdnotify import Notifier
 from meshd.store import Counter as Reserved
 from meshd.store import Store
-from meshd.trust.fact import FactKind
+from meshd.trust.fact import DECISIVE, FactKind
 from meshd.wg.backend import require_privilege
 from meshd.wg.types import Endpoint
 
@@ -87,6 +87,9 @@ _LEVELS = {
     "path-fault": logging.WARNING,
     "no-answer": logging.WARNING,
     "identity-cloned": logging.ERROR,
+    "member-revoked": logging.WARNING,
+    "revoked": logging.ERROR,
+    "reinstated": logging.WARNING,
     "address-changed": logging.WARNING,
     "repaired": logging.WARNING,
     "clock": logging.WARNING,
@@ -321,7 +324,10 @@ class Daemon:
                 self.tell(event)
             case events.FactChanged(fact):
                 if self.remembered:
-                    self.disk.keep("facts", lambda: self.store.save_facts([fact]))
+                    durable = fact.kind in DECISIVE
+                    self.disk.keep(
+                        "facts", lambda: self.store.save_facts([fact], durable=durable)
+                    )
             case events.RecordForgotten(node):
                 self.disk.keep("facts", lambda: self.store.delete_fact(FactKind.RECORD, node))
             case events.Admitted(identity):
@@ -340,6 +346,10 @@ class Daemon:
                 rotation.keep_keys(self, keys)
             case events.HurryDevice():
                 self.reconciler.hurry()
+            case events.RenewPeer(key):
+                self.reconciler.renew(key)
+            case events.EndRest():
+                self.reconciler.end_rest()
             case events.ResolveSeeds(seeds):
                 self.resolver.want(seeds)
             case events.RefusedByMesh(text, seed, final):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WATCH_INTERVAL = 2.0
 
 # Findings that have a line of their own when they happen.
-_TOLD_AT_ONCE = frozenset({"no-answer", "refused"})
+_TOLD_AT_ONCE = frozenset({"no-answer", "refused", "revoked"})
 
 
 async def watch(daemon: Daemon) -> None:

@@ -29,7 +29,7 @@ from meshd.errors import DeviceError, StartError
 from meshd.net import mux as one_port
 from meshd.net.link import diff_link
 from meshd.wg.backend import open_device
-from meshd.wg.diff import diff_device
+from meshd.wg.diff import diff_device, renewal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +92,7 @@ class Reconciler:
         self._repaired = repaired
         self._applied_endpoints: dict[WireGuardKey, Endpoint] = {}
         self._wanted = trio.Event()
+        self._rest = trio.CancelScope()  # the pause after a run
         self._stale = True  # anything besides the peers may have changed
         self._link: LinkSpec | None = None  # as last applied
         self._link_replaced = link_replaced
@@ -109,6 +110,10 @@ class Reconciler:
         """Ask for a run soon: the plan has changed."""
         self._wanted.set()
 
+    def end_rest(self) -> None:
+        """Have the run that is asked for begin now, however long the last one took."""
+        self._rest.cancel()
+
     def resync(self) -> None:
         """Ask for a run soon that looks at everything: something has changed on this host."""
         self._stale = True
@@ -124,6 +129,30 @@ class Reconciler:
             self._failed(error)
             self.resync()
             return None
+
+    def hurry(self) -> None:
+        """Bring the device to the plan in this very step; where that cannot be done, soon."""
+        if self._stopped or self._making_anew or self.error is not None:
+            return
+        try:
+            status = self._reconcile_device(self._desired())
+        except DeviceError as error:
+            self._failed(error)
+            self.resync()
+            return
+        self._observed(status)
+
+    def renew(self, key: WireGuardKey) -> None:
+        """Make a peer anew that has had no session."""
+        if self._stopped or self._making_anew or self.error is not None:
+            return
+        try:
+            change = renewal(self._desired().device, self.device.observe(), [key])
+            if change is not None:
+                self.device.apply(change)
+        except DeviceError as error:
+            self._failed(error)
+            self.resync()
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -151,7 +180,8 @@ class Reconciler:
                 self.error = None
                 pause = ERROR_PAUSE_MIN
                 took = trio.current_time() - started_at
-                await trio.sleep(min(took * (1 / DUTY_MAX - 1), 1.0))
+                with trio.move_on_after(min(took * (1 / DUTY_MAX - 1), 1.0)) as self._rest:
+                    await trio.sleep_forever()
 
     async def reconcile(self) -> None:
         """Bring the kernel to the desired state once.  Raise DeviceError."""
@@ -160,6 +190,7 @@ class Reconciler:
         stale = self._stale or desired.link != self._link
         if stale:
             await self._reconcile_link(desired.link)
+            desired = self._desired()  # time has passed: keys may be others
         status = self._reconcile_device(desired)
         self._stale = False
         self._observed(status)

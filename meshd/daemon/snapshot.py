@@ -132,7 +132,9 @@ def _handshake_age(peer: PeerStatus, wall: float) -> float | None:
 def engine_findings(engine: Engine) -> Iterator[HealthFinding]:
     """Say what is wrong with this node in the mesh, and with the mesh as far as it sees."""
     entry, identity = engine.entry, engine.identity
-    if entry.refusal is not None:
+    if engine.revoking.revocation is not None:
+        yield HealthFinding("error", "revoked", engine.revoking.text)
+    elif entry.refusal is not None:
         yield HealthFinding("error", "refused", entry.refusal)
     elif entry.silent:
         yield HealthFinding(

@@ -21,6 +21,7 @@ from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 from meshd.codec import Fields, pack
+from meshd.daemon.rotation import load_keys
 from meshd.engine.config import Memory
 from meshd.engine.identity import Identity
 from meshd.errors import BadPacket, StartError, UsageError
@@ -82,7 +83,7 @@ def begin(config: Config, store: Store, wall: float) -> Start:
     if mesh is not None:
         given = token.mesh if token is not None else keys[0].id if keys is not None else mesh
         store.bind(given)
-        return _resume(config, store, mesh)
+        return _resume(config, store, mesh, wall)
     if token is None and keys is None and not config.init:
         raise UsageError(FIRST_START)
     wireguard_key = _first_wireguard_key(store)
@@ -95,6 +96,7 @@ def begin(config: Config, store: Store, wall: float) -> Start:
             name=config.name,
             ipv4_prefix=token.ipv4_prefix,
             token=token,
+            open_mesh=token.open_mesh,
         )
         seeds = tuple(dict.fromkeys((*_given_seeds(config), *token.seeds)))
         return Start(identity, None, _first_memory(), seeds, remembered=False)
@@ -110,6 +112,7 @@ def begin(config: Config, store: Store, wall: float) -> Start:
         name=config.name,
         ipv4_prefix=config.ipv4_prefix,
         chain=(issue(credential, mesh_key, mesh_key.id),),
+        open_mesh=config.secret is not None,
     )
     made = mesh_key if config.init and config.secret is None else None
     return Start(identity, made, _first_memory(), _given_seeds(config), remembered=False)
@@ -139,6 +142,7 @@ def _save(store: Store, identity: Identity) -> None:
     store.save_meta(Meta.CHAIN, pack({1: identity.chain}))
     store.save_meta(Meta.NAME, identity.name.encode())
     store.save_meta(Meta.IPV4_PREFIX, str(identity.ipv4_prefix).encode())
+    store.save_meta(Meta.OPEN_MESH, b"1" if identity.open_mesh else b"0")
 
 
 def _token(config: Config) -> Token | None:
@@ -195,12 +199,13 @@ def _given_seeds(config: Config) -> tuple[str, ...]:
     return tuple(str(seed) for seed in config.seeds)
 
 
-def _resume(config: Config, store: Store, mesh: MeshId) -> Start:
+def _resume(config: Config, store: Store, mesh: MeshId, wall: float) -> Start:
     wireguard_key = store.load_secret(Secret.WIREGUARD_KEY)
     bootstrap_key = store.load_secret(Secret.BOOTSTRAP_KEY)
     chain = store.load_meta(Meta.CHAIN)
     name = store.load_meta(Meta.NAME)
     prefix = store.load_meta(Meta.IPV4_PREFIX)
+    open_mesh = store.load_meta(Meta.OPEN_MESH)
     if wireguard_key is None or bootstrap_key is None or chain is None or name is None:
         raise StartError(
             f"{store.path}: lacks keys of this node; move it away and join again with a token or "
@@ -214,12 +219,16 @@ def _resume(config: Config, store: Store, mesh: MeshId) -> Start:
         name=name.decode(),
         ipv4_prefix=config.ipv4_prefix if prefix is None else IPv4Network(prefix.decode()),
         chain=_chain(chain, store),
+        # State of an earlier version does not say; that the secret is given does.
+        open_mesh=config.secret is not None if open_mesh is None else open_mesh == b"1",
     )
     starts = store.reserve_sequence(Counter.STARTS, 1)[0]
     memory = Memory(
         facts=tuple(store.load_facts()),
         sequence=_first_sequence(starts),
         incarnation=store.reserve_sequence(Counter.INCARNATION, 1)[0],
+        keyrings=store.load_keyrings(),
+        keys=load_keys(store, wall),
     )
     return Start(identity, None, memory, _seeds(config, store), remembered=True)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from meshd.engine.identity import Identity
     from meshd.engine.rotation import WireGuardKeys
-    from meshd.keys import InviteId, MeshId, NodeId
+    from meshd.keys import InviteId, MeshId, NodeId, WireGuardKey
     from meshd.preshared.keys import Keyring
     from meshd.trust.fact import Fact
 
@@ -105,6 +105,11 @@ class HurryDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class EndRest:
+    """The plan takes away what must not stay: apply it soon, but after what is to be sent."""
+
+
+@dataclass(frozen=True, slots=True)
 class KeyringChanged:
     """What is kept of the pre-shared keys with a member: persist it.  Without keys: delete it."""
 
@@ -115,6 +120,13 @@ class KeyringChanged:
 @dataclass(frozen=True, slots=True)
 class KemWanted:
     """Call `Engine.take_kem`.  Comes once at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenewPeer:
+    """This peer should have a session: if it has had none, make it anew."""
+
+    key: WireGuardKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +163,8 @@ Event: TypeAlias = (
     | Audited
     | SaveKeys
     | HurryDevice
+    | RenewPeer
+    | EndRest
     | KeyringChanged
     | KemWanted
     | PingAnswered

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A node in one mesh.  Without a chain it is no member yet, and must show its token."""
+    """A node in one mesh.  Without a chain it is no member yet, and must show its token.
+
+    `open_mesh`: whoever knows a secret can sign as this mesh, so nobody can be thrown out of it.
+    """
 
     mesh: MeshId
     node_key: NodeKey
@@ -26,6 +29,7 @@ class Identity:
     ipv4_prefix: IPv4Network
     chain: tuple[bytes, ...] = ()
     token: Token | None = None
+    open_mesh: bool = False
 
     @property
     def node(self) -> NodeId:

@@ -110,6 +110,7 @@ class Revoking:
         if fact is None or fact.kind is not FactKind.REVOCATION:
             return
         engine = self._engine
+        engine.emit(events.EndRest())
         for node, standing in engine.ledger.members().items():
             revocation = standing.revocation
             if revocation is None or not engine.is_member_address(engine.ipv6_of(node)):

@@ -85,6 +85,7 @@ class Token:
     invite_key: InviteKey = field(compare=False)  # the invite names it
     invite: bytes = field(repr=False)
     ipv4_prefix: IPv4Network
+    open_mesh: bool = False  # the mesh began with a secret, and has not been sealed since
 
 
 def sign_invite(invite: Invite, key: NodeKey, mesh: MeshId) -> bytes:
@@ -162,16 +163,17 @@ def encode_token(token: Token) -> bytes:
     """Return the body of a token, for a way that needs no text."""
     assert len(token.seeds) <= SEEDS_MAX
     assert all(is_seed(seed) for seed in token.seeds)
-    return pack(
-        {
-            1: bytes(token.mesh),
-            2: bytes(token.bootstrap_key),
-            3: token.seeds,
-            4: token.invite_key.seed,
-            5: token.invite,
-            6: pack_network(token.ipv4_prefix),
-        }
-    )
+    body: dict[int, object] = {
+        1: bytes(token.mesh),
+        2: bytes(token.bootstrap_key),
+        3: token.seeds,
+        4: token.invite_key.seed,
+        5: token.invite,
+        6: pack_network(token.ipv4_prefix),
+    }
+    if token.open_mesh:
+        body[64] = True
+    return pack(body)
 
 
 def parse_token_untrusted(text: str) -> Token:
@@ -225,6 +227,7 @@ def decode_token_untrusted(body: bytes) -> Token:
         invite_key=InviteKey(fields.blob(4, size=KEY_BYTES)),
         invite=fields.blob(5, maximum=INVITE_BYTES_MAX),
         ipv4_prefix=prefix,
+        open_mesh=fields.flag(64),
     )
     fields.done()
     if open_invite_untrusted(token.invite, token.mesh).id != token.invite_key.id:
