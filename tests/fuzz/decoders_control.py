@@ -79,6 +79,8 @@ def _served(raw):
 
 def _documents(heard):
     """Return what the first answer says; one that refuses is a `BadPacket`."""
+    if not heard:
+        raise BadPacket("no answer")  # from a thread, for which this clock does not wait
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method="GET", target="/", headers=[("host", "meshd")]))
     client.send(h11.EndOfMessage())
@@ -90,8 +92,6 @@ def _documents(heard):
             answer = event
         elif isinstance(event, h11.Data):
             body += event.data
-    if answer is None:
-        raise BadPacket("no answer")
     documents = [json.loads(line) for line in body.splitlines()]
     if answer.status_code != 200:
         assert answer.status_code < 500 or answer.status_code == 503, documents
