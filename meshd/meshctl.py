@@ -25,6 +25,7 @@ from meshd.ctl.audit import add_audit, audit
 from meshd.ctl.client import DEFAULT_RUNTIME_DIR, Client, find_socket
 from meshd.ctl.exits import Exit, Failed
 from meshd.ctl.render import Screen
+from meshd.ctl.revoke import add_revoke, revoke
 from meshd.errors import MeshdError, UsageError
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def make_parser() -> ArgumentParser:
     _add_keys(add("keys", keys.keys, "this node's keys, and a new WireGuard key for it"))
     _add_events(add("events", commands.events, "what has happened"))
     add_audit(add("audit", audit, "what has changed in the mesh, and who signed it"))
+    add_revoke(add("revoke", revoke, "throw a member out of the mesh for good"))
     add("leave", commands.leave, "say goodbye, remove the interface, end the daemon")
     forget = add("forget", commands.forget, "drop what is known of a member that is gone")
     forget.add_argument("name", metavar="NAME", help="name, id or address")

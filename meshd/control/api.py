@@ -6,13 +6,14 @@
 | `GET /v1/peers`                        | `meshd.peers/1`                                      |
 | `POST /v1/ping {name,count,interval}`  | lines of `meshd.ping/1`, then `meshd.ping-summary/1` |
 | `GET /v1/wait?members=…&…&timeout=…`   | `meshd.wait/1`, as soon as it holds, or at the end   |
-| `POST /v1/invites {…}`                 | `meshd.invite/1`, with the token                     |
-| `GET /v1/invites`                      | `meshd.invites/1`                                    |
+| `… /v1/invites…`                       | see `meshd.control.invites`                          |
+| `… /v1/pending`, `/v1/approve`, `/v1/deny` | see `meshd.control.approval`                     |
 | `GET /v1/keys`, `POST /v1/keys/rotate` | see `meshd.control.keys`                             |
 | `GET /v1/events?recent=…`              | `meshd.events/1`                                     |
 | `GET /v1/events?follow=1&recent=…`     | lines of `meshd.event/1`                             |
 | `POST /v1/leave`                       | `meshd.leave/1`; then the daemon ends                |
 | `POST /v1/forget {name}`               | `meshd.forget/1`                                     |
+| `POST /v1/revoke {name,…}`             | `meshd.revoke/1`: see `meshd.control.revoking`       |
 | `GET /v1/audit…`                       | see `audit`                                          |
 
 An error is `{"error": {"code": …, "message": …}}` with a fitting status: 400 for what cannot be
@@ -27,15 +28,17 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from meshd.control import views
+from meshd.control.approval import ApprovalController, approval_routes
 from meshd.control.audit import audit_routes
 from meshd.control.events import EVENTS_KEPT_MAX
 from meshd.control.fields import Fields
+from meshd.control.invites import InviteController, invite_routes
 from meshd.control.keys import keys_document
 from meshd.control.lookup import find_member
+from meshd.control.revoking import revoke_route
 from meshd.control.routes import ApiError, Lines, Reply, bad_request
-from meshd.control.snapshot import STATES, InviteRequest
+from meshd.control.snapshot import STATES
 from meshd.control.waiting import Condition
-from meshd.trust.grammar import is_name, is_tag
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -43,12 +46,11 @@ if TYPE_CHECKING:
 
     from meshd.control.events import EventHub
     from meshd.control.keys import KeysSnapshot
+    from meshd.control.revoking import RevokeAnswer, RevokeRequest
     from meshd.control.routes import Document, Request, Routes
     from meshd.control.snapshot import (
-        InviteSnapshot,
         MemberSnapshot,
         MeshSnapshot,
-        NewInvite,
         PeerSnapshot,
         PingAnswer,
     )
@@ -66,12 +68,9 @@ WAIT_MAX = 30.0
 WAIT_RECHECK_INTERVAL = 0.25
 
 MEMBERS_MAX = 65536
-INVITE_LIFETIME_MIN = 60.0
-INVITE_LIFETIME_MAX = 366 * 86400.0
-INVITE_LIFETIME_DEFAULT = 3600.0
 
 
-class Controller(Protocol):
+class Controller(InviteController, ApprovalController, Protocol):
     """The daemon, as requests see it.
 
     All methods run in the daemon's own trio loop, so what `status` returns is consistent.  They
@@ -95,12 +94,6 @@ class Controller(Protocol):
     async def ping(self, node: NodeId, timeout: float) -> PingAnswer:  # noqa: ASYNC109 - `rtt` is None then, nothing is raised
         """Ping a member through its tunnel once."""
 
-    async def invite(self, request: InviteRequest) -> NewInvite:
-        """Issue an invite.  It is on disk before its token is returned."""
-
-    def invites(self) -> Sequence[InviteSnapshot]:
-        """Return the invites this node has issued and that have not expired."""
-
     def keys(self) -> KeysSnapshot:
         """Return what may be shown of this node's keys."""
 
@@ -109,6 +102,9 @@ class Controller(Protocol):
 
     async def forget(self, node: NodeId) -> None:
         """Drop what is known of a member that is not alive."""
+
+    async def revoke(self, request: RevokeRequest) -> RevokeAnswer:
+        """Throw a member out, or say what that would come to.  It is on disk when this returns."""
 
     async def leave(self) -> None:
         """Announce departure and take the interface down."""
@@ -130,13 +126,14 @@ def make_routes(controller: Controller) -> Routes:
         ("GET", "/v1/peers"): api.peers,
         ("POST", "/v1/ping"): api.ping,
         ("GET", "/v1/wait"): api.wait,
-        ("POST", "/v1/invites"): api.invite,
-        ("GET", "/v1/invites"): api.invites,
         ("GET", "/v1/keys"): api.keys,
         ("POST", "/v1/keys/rotate"): api.rotate_key,
         ("GET", "/v1/events"): api.events,
         ("POST", "/v1/leave"): api.leave,
         ("POST", "/v1/forget"): api.forget,
+        ("POST", "/v1/revoke"): revoke_route(controller.revoke),
+        **invite_routes(controller),
+        **approval_routes(controller),
         **audit_routes(lambda: controller.database),
     }
 
@@ -207,35 +204,6 @@ class _Api:
                 return lacks
             with trio.move_on_at(min(deadline, now + WAIT_RECHECK_INTERVAL)):
                 await self._controller.events.wait_published()
-
-    async def invite(self, request: Request) -> Document:
-        fields = Fields(request.body)
-        wanted = InviteRequest(
-            lifetime=fields.number(
-                "lifetime",
-                minimum=INVITE_LIFETIME_MIN,
-                maximum=INVITE_LIFETIME_MAX,
-                default=INVITE_LIFETIME_DEFAULT,
-            ),
-            reusable=fields.flag("reusable"),
-            admit=fields.flag("admit"),
-            name=fields.text("name"),
-            tags=fields.texts("tags"),
-            routes=fields.networks("routes"),
-        )
-        fields.done()
-        if wanted.name is not None and not is_name(wanted.name):
-            raise bad_request(f"{wanted.name!r} cannot be a name: take a-z, 0-9 and - only")
-        for tag in wanted.tags:
-            if not is_tag(tag):
-                raise bad_request(f"{tag!r} cannot be a tag: take a-z, 0-9 and - only")
-        if wanted.reusable and wanted.name is not None:
-            raise bad_request("a reusable invite cannot give all who use it the same name")
-        return views.invite_document(await self._controller.invite(wanted))
-
-    async def invites(self, request: Request) -> Document:
-        Fields(request.query).done()
-        return views.invites_document(self._controller.invites())
 
     async def keys(self, request: Request) -> Document:
         Fields(request.query).done()

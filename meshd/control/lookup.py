@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from meshd.control.routes import ApiError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from meshd.control.snapshot import MemberSnapshot, MeshSnapshot
 
 PREFIX_LENGTH_MIN = 4
@@ -39,7 +41,9 @@ def find_member(mesh: MeshSnapshot, text: str) -> MemberSnapshot:
     if wanted in {me.name, str(me.id), str(me.ipv4), str(me.ipv6)}:
         raise ApiError(HTTPStatus.CONFLICT, "own-name", f"{text!r} is this node itself")
     raise ApiError(
-        HTTPStatus.NOT_FOUND, "unknown-member", f"no member is called {text!r}{_hint(mesh, wanted)}"
+        HTTPStatus.NOT_FOUND,
+        "unknown-member",
+        f"no member is called {text!r}{hint((member.name for member in mesh.members), wanted)}",
     )
 
 
@@ -49,8 +53,9 @@ def _matches(member: MemberSnapshot, wanted: str) -> bool:
     return len(wanted) >= PREFIX_LENGTH_MIN and str(member.id).startswith(wanted)
 
 
-def _hint(mesh: MeshSnapshot, wanted: str) -> str:
-    names = sorted(member.name for member in mesh.members)
+def hint(known: Iterable[str], wanted: str) -> str:
+    """Return the end of a sentence that says whom somebody may have meant."""
+    names = sorted(known)
     if not names:
         return "; this node knows no other member"
     close = get_close_matches(wanted, names, n=NAMES_SHOWN_MAX)

@@ -76,6 +76,8 @@ class Revoking:
     ) -> Draft | None:
         """Sign a revocation and find out what it would come to; None if we have no right to."""
         engine, identity = self._engine, self._engine.identity
+        if mesh_key is not None and mesh_key.id != engine.ledger.roots.newest:
+            mesh_key = None  # the mesh has another one by now
         if mesh_key is None and not engine.ledger.may_admit(identity.node, wall):
             return None
         key = mesh_key or identity.node_key
@@ -122,7 +124,7 @@ class Revoking:
                     self._why(revocation, node),
                     node,
                     name,
-                    {"signer": self._signer(revocation), "cascade": revocation.cascade},
+                    {"signer": self.signer(revocation), "cascade": revocation.cascade},
                 )
             )
             engine.send_overlay(mark(Handover.REVOKED, self._blob_of(revocation)), node)
@@ -141,6 +143,11 @@ class Revoking:
         """Return the revocation that puts a node out; empty if none does."""
         revocation = self._against(node)
         return b"" if revocation is None else self._blob_of(revocation)
+
+    def signer(self, revocation: Revocation) -> str:
+        """Return who has signed a revocation, for people."""
+        signer = revocation.signer
+        return "the mesh key" if isinstance(signer, MeshId) else self._engine.called(signer)
 
     # What others tell us
 
@@ -190,7 +197,7 @@ class Revoking:
                 "revoked",
                 self.text,
                 details={
-                    "signer": self._signer(revocation),
+                    "signer": self.signer(revocation),
                     "revoked_at": utc(revocation.revoked_at),
                     "cascade": revocation.cascade,
                 },
@@ -208,12 +215,8 @@ class Revoking:
         assert fact is not None, "what the ledger judges by, it holds"
         return fact.blob
 
-    def _signer(self, revocation: Revocation) -> str:
-        signer = revocation.signer
-        return "the mesh key" if isinstance(signer, MeshId) else self._engine.called(signer)
-
     def _why(self, revocation: Revocation, node: NodeId) -> str:
-        when = f"by {self._signer(revocation)} at {utc(revocation.revoked_at)}"
+        when = f"by {self.signer(revocation)} at {utc(revocation.revoked_at)}"
         if revocation.subject == node:
             return f"revoked {when}"
         subject = self._engine.called(revocation.subject)

@@ -13,6 +13,7 @@ import trio
 from meshd.audit import Head
 from meshd.control.api import make_routes, not_allowed
 from meshd.control.events import EventHub
+from meshd.control.revoking import RevokeAnswer, RevokeRequest
 from meshd.control.server import serve
 from meshd.control.snapshot import (
     EventRecord,
@@ -93,6 +94,20 @@ INVITE = InviteSnapshot(
     id=InviteId(bytes([5]) * 32), issued_at=NOW, expires_at=NOW + 3600, reusable=False
 )
 
+REVOCATION = RevokeAnswer(
+    done=False,
+    id=node_id(2),
+    name="b",
+    ipv4="100.64.0.2",
+    ipv6="fd00::2",
+    state="alive",
+    cascade=False,
+    signer="the mesh key",
+    revoked_at=NOW,
+    falls=(),
+    stays=((node_id(3), "c"),),
+)
+
 
 @dataclass
 class ScriptedController:
@@ -100,6 +115,7 @@ class ScriptedController:
     database: Path = Path("mesh.db")
     rtts: list[float | None] = field(default_factory=lambda: [0.0012])
     may_invite: bool = True
+    revocation: RevokeAnswer | Exception = REVOCATION
     events: EventHub = field(default_factory=EventHub)
     asked: list[object] = field(default_factory=list)
     stopped: trio.Event = field(default_factory=trio.Event)
@@ -141,6 +157,12 @@ class ScriptedController:
 
     async def forget(self, node: NodeId) -> None:
         self.asked.append(("forget", node))
+
+    async def revoke(self, request: RevokeRequest) -> RevokeAnswer:
+        self.asked.append(request)
+        if isinstance(self.revocation, Exception):
+            raise self.revocation
+        return replace(self.revocation, done=request.sure, cascade=request.cascade)
 
     async def leave(self) -> None:
         self.asked.append("leave")
