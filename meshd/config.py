@@ -20,9 +20,11 @@ that has any of them decides, and there it must be one only.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import stat
+import sys
 import tomllib
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 DEFAULT_FILE = Path("/etc/meshd/meshd.toml")
 DEFAULT_IPV4_PREFIX = IPv4Network("100.64.0.0/10")  # shared address space, RFC 6598
 DEFAULT_RELAY_PORTS = values.PortRange(51900, 53947)
+DEFAULT_ROTATE_KEYS_AFTER = 90 * 86400.0
 FILE_BYTES_MAX = 1024 * 1024
 ADVERTISED_MAX = 16  # what a record holds
 VARIABLE_PREFIX = "MESHD_"
@@ -87,7 +90,7 @@ OPTIONS: tuple[Option, ...] = (
         "token",
         "token",
         values.text,
-        "invite token; other users can see it there, so prefer --token-file",
+        "invite token, or - to read it from standard input; prefer that, or --token-file",
         "TOKEN",
         secret=True,
     ),
@@ -108,6 +111,13 @@ OPTIONS: tuple[Option, ...] = (
         "FILE",
     ),
     Option("init", "init", values.flag, "make a new mesh, if this machine is in none", toml=bool),
+    Option(
+        "ask-approval",
+        "ask_approval",
+        values.flag,
+        "show a code and wait until it is approved on a member, if this machine is in no mesh",
+        toml=bool,
+    ),
     Option("name", "name", values.label, "this node's name (from the host name)", "NAME"),
     Option("interface", "interface", values.interface, "WireGuard interface (mesh0)", "NAME"),
     Option("port", "port", values.port, "UDP port of the underlay (51820)", "PORT", toml=int),
@@ -164,7 +174,21 @@ OPTIONS: tuple[Option, ...] = (
         "UDP ports for relaying (51900-53947); no effect yet",
         "FIRST-LAST",
     ),
+    Option(
+        "psk",
+        "psk",
+        values.flag,
+        "share keys with members that no quantum computer finds out (yes)",
+        toml=bool,
+    ),
     Option("mdns", "mdns", values.flag, "find members on the LAN; no effect yet", toml=bool),
+    Option(
+        "rotate-keys-after",
+        "rotate_keys_after",
+        values.duration_or_never,
+        "age at which the WireGuard key is replaced; 0 is never (90d)",
+        "SPAN",
+    ),
     Option("config", "config", Path, f"configuration file ({DEFAULT_FILE})", "FILE"),
     Option("state-dir", "state_dir", Path, "where keys and state are kept (/var/lib/meshd)", "DIR"),
     Option("runtime-dir", "runtime_dir", Path, "where the control socket is (/run/meshd)", "DIR"),
@@ -184,6 +208,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
 )
 
+_STANDARD_INPUT = "-"  # in the place of a file, or of a token
 _ADMISSION = ("token", "token-file", "secret", "secret-file")
 _CREDENTIALS = ("token", "secret")
 _BY_KEY = {option.key: option for option in OPTIONS}
@@ -213,6 +238,7 @@ class Config:
     secret: bytes | None = field(default=None, repr=False)  # without its trailing newline
     secret_file: Path | None = None
     init: bool = False
+    ask_approval: bool = False
     interface: str = "mesh0"
     port: int = values.DEFAULT_PORT
     address: IPv4Address | None = None
@@ -222,7 +248,9 @@ class Config:
     relay: bool | None = None  # None: if others can reach it
     backend: str = "auto"
     relay_ports: PortRange = DEFAULT_RELAY_PORTS
+    psk: bool = True
     mdns: bool = True
+    rotate_keys_after: float = DEFAULT_ROTATE_KEYS_AFTER  # seconds; 0 is never
     config: Path = DEFAULT_FILE
     state_dir: Path = Path("/var/lib/meshd")
     runtime_dir: Path = Path("/run/meshd")
@@ -276,8 +304,11 @@ def load(
         _from_file(Path(str(path.value)) if path else DEFAULT_FILE, path, warnings),
     ]
     chosen = _choose(layers)
-    if "token" in layers[0]:
-        warnings.append("--token shows the token to all users of this machine; use --token-file")
+    if "token" in layers[0] and layers[0]["token"].value != _STANDARD_INPUT:
+        warnings.append(
+            "--token has shown the token to all users of this machine for a moment; use "
+            "--token-file, or `--token -` and standard input"
+        )
     _read_admission(chosen, warnings)
     _check_together(chosen)
     fields = {_BY_NAME[name].field: value.value for name, value in chosen.items()}
@@ -408,6 +439,9 @@ def _choose(layers: Iterable[_Layer]) -> _Layer:
 
 def _read_admission(chosen: _Layer, warnings: list[str]) -> None:
     """Put the contents of a token or secret file beside its path, and check the secret."""
+    token = chosen.get("token")
+    if token is not None and token.value == _STANDARD_INPUT:
+        chosen["token"] = _Value(_token_text(_standard_input(), "standard input"), token.where)
     for name in ("token", "secret"):
         named = chosen.get(f"{name}-file")
         if named is None:
@@ -436,11 +470,22 @@ def _check_strength(secret: _Value) -> None:
         )
 
 
+@functools.cache  # what has been read there cannot be read again, and `reload` wants it
+def _standard_input() -> bytes:
+    return _line(sys.stdin.buffer.read(FILE_BYTES_MAX), "standard input")
+
+
 def _read_line(path: Path, where: str) -> bytes:
+    if str(path) == _STANDARD_INPUT:
+        return _standard_input()
     try:
         raw = _read_bounded(path, where)
     except OSError as exc:
         raise ConfigError(f"{where}: cannot be read: {exc.strerror}") from exc
+    return _line(raw, where)
+
+
+def _line(raw: bytes, where: str) -> bytes:
     line = raw.rstrip(b"\r\n")
     if not line:
         raise ConfigError(f"{where}: is empty")
@@ -464,6 +509,8 @@ def _token_text(raw: bytes, where: str) -> str:
 
 
 def _readable_by_all(path: Path) -> bool:
+    if str(path) == _STANDARD_INPUT:
+        return False
     mode = path.stat().st_mode
     return stat.S_ISREG(mode) and bool(mode & stat.S_IROTH)
 
@@ -473,6 +520,10 @@ def _check_together(chosen: _Layer) -> None:
     init, token = chosen.get("init"), chosen.get("token")
     if init is not None and init.value and token is not None:
         raise ConfigError(f"{init.where} and {token.where}: either make a mesh or join one")
+    ask = chosen.get("ask-approval")
+    for way in (init, token, chosen.get("secret")):
+        if ask is not None and ask.value and way is not None and way.value:
+            raise ConfigError(f"{ask.where} and {way.where}: choose one way into a mesh")
     address, prefix = chosen.get("address"), chosen.get("ipv4-prefix")
     if (
         address is not None

@@ -16,7 +16,9 @@ Rule 2: a write that fails raises `StoreError` and has changed nothing.  Facts a
 Rule 3: a database that is damaged is left exactly as it was found, and so is one that is newer than
         this program.  To look is not to touch: checks use a connection that cannot write.
 
-Rule 4: a start that fails before anything has been written leaves nothing behind: what `open` has
+Rule 4: where the node key was given, instead of being on disk, secrets are sealed (see `sealing`).
+
+Rule 5: a start that fails before anything has been written leaves nothing behind: what `open` has
         created is removed by `close`, unless something has been saved in between.  (What is only
         provisional does not count.)
 """
@@ -35,8 +37,15 @@ from meshd import audit, store_audit, store_preshared
 from meshd.codec import address_untrusted, pack_address
 from meshd.errors import BadPacket, StartError, StoreError
 from meshd.keys import InviteId, MeshId, NodeId, fingerprint
+from meshd.sealing import Sealing, is_sealed
 from meshd.state_directory import StateDirectory
-from meshd.store_schema import create_database, damaged, open_database, unopenable
+from meshd.store_schema import (
+    create_database,
+    damaged,
+    open_database,
+    overwrite_deleted,
+    unopenable,
+)
 from meshd.trust.fact import Fact, FactKind
 from meshd.wg.types import Endpoint
 
@@ -111,9 +120,16 @@ class Store:
     """An open state directory.  One caller at a time; calls take milliseconds, mostly fsync."""
 
     def __init__(
-        self, directory: StateDirectory, database: sqlite3.Connection, node_key: NodeKey
+        self,
+        directory: StateDirectory,
+        database: sqlite3.Connection,
+        node_key: NodeKey,
+        *,
+        seals: bool,
     ) -> None:
         self.node_key = node_key
+        self._sealing = Sealing(node_key.seed)
+        self._seals = seals
         self.path = directory.path / DATABASE_NAME
         self._directory = directory
         self._database = database
@@ -125,20 +141,25 @@ class Store:
         self._acts_lost = 0
 
     @classmethod
-    def open(cls, path: Path) -> Store:
-        """Open, or begin, the state in `path`.  Raise StartError: one line, nothing changed."""
+    def open(cls, path: Path, given: NodeKey | None = None) -> Store:
+        """Open, or begin, the state in `path`.  Raise StartError: one line, nothing changed.
+
+        `given` is a node key that is not to be on this disk.
+        """
         directory = StateDirectory.open(path)
         try:
-            node_key = directory.node_key()
+            node_key = directory.node_key(given)
             database_path = path / DATABASE_NAME
             if not database_path.exists():
                 create_database(directory, database_path)
-            store = cls(directory, open_database(database_path), node_key)
+            database = open_database(database_path)
+            store = cls(directory, database, node_key, seals=given is not None)
         except BaseException:
             directory.close()
             raise
         try:
             store._check_node()
+            store._seal_secrets()
         except BaseException:
             store.close()
             raise
@@ -189,8 +210,18 @@ class Store:
         if stored is not None and stored != self.node_key.id:
             raise StartError(
                 f"{self._directory.path}: node.key is not the key that mesh.db belongs to; put "
-                "the right node.key back, or move mesh.db away and join again as this node"
+                "the right node.key (or its credential) back, or move mesh.db away and join again "
+                "as this node"
             )
+
+    def _seal_secrets(self) -> None:
+        """Seal what an earlier run has left in clear, and leave no copy of that."""
+        rows = self._read("SELECT name, value FROM secrets") if self._seals else []
+        clear = [(self._sealing.seal(value), name) for name, value in rows if not is_sealed(value)]
+        if clear:
+            with self._write(durable=True, keep=False) as database:
+                database.executemany("UPDATE secrets SET value = ? WHERE name = ?", clear)
+            overwrite_deleted(self._database)
 
     def save_secret(self, name: Secret, value: bytes, *, provisional: bool = False) -> None:
         """Keep a secret, durably.
@@ -199,7 +230,8 @@ class Store:
         saved.
         """
         with self._write(durable=True, keep=not provisional) as database:
-            row = (name, value, _check(name, value))
+            stored = self._sealing.seal(value) if self._seals else value
+            row = (name, stored, _check(name, value))
             database.execute("INSERT OR REPLACE INTO secrets VALUES (?, ?, ?)", row)
 
     def load_secret(self, name: Secret) -> bytes | None:
@@ -207,10 +239,14 @@ class Store:
         rows = self._read("SELECT value, checksum FROM secrets WHERE name = ?", (name,))
         if not rows:
             return None
-        value, check = rows[0]
+        stored, check = rows[0]
+        try:
+            value = self._sealing.open_untrusted(stored) if is_sealed(stored) else bytes(stored)
+        except BadPacket as exc:
+            raise self._damaged(f"its {name} has changed") from exc
         if check != _check(name, value):
             raise self._damaged(f"its {name} has changed")
-        return bytes(value)
+        return value
 
     def delete_secret(self, name: Secret) -> None:
         """Forget a secret, durably."""

@@ -28,6 +28,7 @@ _HOST = re.compile(
     r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?"
 )
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+DURATION_MIN = 60.0  # of what is done again and again
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w|)", re.ASCII)
 _SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 # The kernel keeps settings for all interfaces under these two names.
@@ -208,6 +209,14 @@ def duration(value: str) -> float:
     if match is None:
         raise ValueError("must be a span of time such as 90s, 10m, 1h or 7d")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def duration_or_never(value: str) -> float:
+    """Read a span of a minute or more, or 0, which stands for never."""
+    span = duration(value)
+    if 0 < span < DURATION_MIN:
+        raise ValueError("must be a minute or more, or 0 for never")
+    return span
 
 
 def printable(value: str) -> str:

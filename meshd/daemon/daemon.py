@@ -40,7 +40,7 @@ from meshd.control.api import make_routes
 from meshd.control.events import EventHub
 from meshd.control.server import serve
 from meshd.control.snapshot import EventRecord
-from meshd.daemon import health, mlkem, rotation, startup
+from meshd.daemon import asking, health, mlkem, rotation, startup
 from meshd.daemon.audit import AuditLog
 from meshd.daemon.controller import DaemonController
 from meshd.daemon.disk import Disk
@@ -57,6 +57,7 @@ from meshd.net.local import host_candidates
 from meshd.net.monitor import NetworkMonitor
 from meshd.preshared.agreements import PresharedConfig
 from meshd.sdnotify import Notifier
+from meshd.state_directory import given_node_key
 from meshd.store import Counter as Reserved
 from meshd.store import Store
 from meshd.trust.fact import DECISIVE, FactKind
@@ -116,6 +117,11 @@ async def _run(config: Config, milestones: Milestones) -> int:
         _opened(config) as store,
         ExitStack() as opened,
     ):
+        if asking.is_due(config, store):
+            approved = await asking.ask(config, store, signals)
+            if approved is None:
+                return 0
+            config = approved
         start = startup.begin(config, store, time.time())
         for remark in startup.remarks(config, start):
             log.warning("%s", remark)
@@ -140,7 +146,8 @@ async def _run(config: Config, milestones: Milestones) -> int:
 def _opened(config: Config) -> Iterator[Store]:
     """Open the store, and say what to do where the disk does not even take the first writes."""
     try:
-        with Store.open(config.state_path) as store:
+        given = given_node_key(config.inputs.environment)
+        with Store.open(config.state_path, given) as store:
             yield store
     except StoreError as error:
         raise StartError(f"{error}; make room there, or choose another --state-dir") from error

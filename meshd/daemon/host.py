@@ -51,8 +51,12 @@ class Host:
         was_there = self.links.observe(interface) is not None
         if not was_there:
             check_port_free(config.port)
+        keys = start.memory.keys
         self.device: Device = open_device(
-            interface, backend=config.backend, private_key=identity.wireguard_key
+            interface,
+            backend=config.backend,
+            private_key=identity.wireguard_key,
+            former=None if keys is None else keys.former,
         )
         opened.callback(self.device.close)
         ours = not was_there

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 
 from meshd.gossip.config import GossipConfig
 from meshd.path.config import PathConfig
+from meshd.preshared.agreements import PresharedConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from ipaddress import IPv4Address
 
     from meshd.codec import IPNetwork
+    from meshd.engine.rotation import WireGuardKeys
+    from meshd.keys import NodeId
+    from meshd.preshared.keys import Keyring
     from meshd.trust.fact import Fact
     from meshd.wg.types import Endpoint
 
@@ -29,8 +34,10 @@ class EngineConfig:
     wanted_ipv4: IPv4Address | None = None
     seeds: tuple[str, ...] = ()
     version: str = ""
+    rotate_keys_after: float = 0.0  # seconds; 0 is never
     gossip: GossipConfig = field(default_factory=GossipConfig)
     path: PathConfig = field(default_factory=PathConfig)
+    preshared: PresharedConfig = field(default_factory=PresharedConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +47,5 @@ class Memory:
     facts: tuple[Fact, ...] = ()
     sequence: int = 1  # the first that may be used for a record
     incarnation: int = 0
+    keyrings: Mapping[NodeId, Keyring] = field(default_factory=dict, repr=False)
+    keys: WireGuardKeys | None = None  # None on a first start

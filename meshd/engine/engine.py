@@ -37,6 +37,7 @@ from meshd.engine.events import OverlayStream
 from meshd.engine.handover import Handover, is_handover, split
 from meshd.engine.invites import Invites
 from meshd.engine.presence import Presence
+from meshd.engine.preshared import Preshared
 from meshd.engine.renewal import Renewal
 from meshd.engine.revoking import Revoking
 from meshd.engine.rotation import Rotation
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from meshd.engine.rotation import WireGuardKeys
     from meshd.gossip.cause import Cause
     from meshd.plan.plan import DesiredState
+    from meshd.preshared.kem import Kem
     from meshd.trust.credential import Credential
     from meshd.trust.fact import Fact
     from meshd.trust.standing import Standing
@@ -142,7 +144,11 @@ class Engine:
         self.revoking = Revoking(self)
         self.renewal = Renewal(self, rng=rng, now=now)
         self.rotation = Rotation(self, keys=memory.keys, rng=rng, now=now, wall=wall)
+        self.preshared = Preshared(self, memory=memory.keyrings, rng=rng, now=now)
         self._receivers: dict[Handover, Receiver] = {
+            Handover.KEY_OFFER: self.preshared,
+            Handover.KEY_ANSWER: self.preshared,
+            Handover.KEY_CONFIRM: self.preshared,
             Handover.ADMISSION_REQUEST: self.admission,
             Handover.ADMISSION_VERDICT: self.admission,
             Handover.REVOKED: self.revoking,
@@ -226,7 +232,9 @@ class Engine:
         self.path.handle_timer(now)
         self.gossip.handle_timer(now)
         self.entry.handle_timer(now, wall)
+        self.presence.handle_timer(now)
         self.admission.handle_timer(now)
+        self.preshared.handle_timer(now, wall)
         self.approval.handle_timer(now)
         self.renewal.handle_timer(now, wall)
         self.rotation.handle_timer(now, wall)
@@ -303,6 +311,11 @@ class Engine:
             self.rotation.not_saved(now)
         self._settle(now, wall)
 
+    def take_kem(self, kem: Kem | None, now: float, wall: float) -> None:
+        """Take the mechanism that pre-shared keys are agreed by; None: there is none here."""
+        self.preshared.take_kem(kem, wall)
+        self._settle(now, wall)
+
     def forget(self, node: NodeId, now: float, wall: float) -> None:
         """Drop what is known of a member.  It comes back if it is alive after all."""
         self.ledger.forget(node)
@@ -350,7 +363,9 @@ class Engine:
             self.gossip.get_timer(),
             self.path.get_timer(),
             self.entry.get_timer(),
+            self.presence.get_timer(),
             self.admission.get_timer(),
+            self.preshared.get_timer(),
             self.approval.get_timer(),
             self.renewal.get_timer(),
             self.rotation.get_timer(),
@@ -371,6 +386,7 @@ class Engine:
                 ipv4_prefix=self.identity.ipv4_prefix,
                 ipv6=self.identity.ipv6,
                 behind_nat=self.path.behind_nat,
+                retired_ipv4=self.presence.retired,
             ),
             (
                 self._planned(node, standing)
@@ -477,6 +493,7 @@ class Engine:
                 busy = True
             busy = self.entry.settle(now, wall) or busy
             busy = self.admission.settle(now, wall) or busy
+            busy = self.preshared.settle(now, wall) or busy
             busy = self.approval.settle() or busy
             busy = self.presence.refresh(now, wall) or busy
 
@@ -525,6 +542,7 @@ class Engine:
             **self._wording.details(cause),
         )
         self._left.pop(node, None)
+        self.preshared.state_changed(node, alive=after is MemberState.ALIVE)
         if after is MemberState.LEFT:
             self._left[node] = now
         elif after is not MemberState.ALIVE:
@@ -552,6 +570,8 @@ class Engine:
                 # What it sent while it left may arrive after the news that it has.
                 if now - self._left.get(node, now) >= LEAVE_LINGER:
                     self._returned(node)
+            case path_events.PresharedHeard(node, told):
+                self.preshared.heard(node, told, now, wall)
             case path_events.ReflexiveChanged():
                 self.presence.due = True
                 self.replan()
@@ -588,7 +608,11 @@ class Engine:
             standing = self.ledger.standing(node)
             assert standing is not None
             peer = self.device.peers.get(standing.record.wireguard_key)
-            if peer is not None and peer.endpoint == self.path.endpoint(node):
+            if (
+                peer is not None
+                and peer.endpoint == self.path.endpoint(node)
+                and self.preshared.applied(node, peer)
+            ):
                 del self._ready[node]
                 self.gossip.contact(node, now, rtt=rtt)
 
@@ -633,7 +657,13 @@ class Engine:
         elif standing is not None and standing.admitted:
             self._nodes_by_ipv6[self.ipv6_of(node)] = node
             record = standing.record
-            self.path.update_peer(node, record.candidates, sequence=record.sequence, now=now)
+            self.path.update_peer(
+                node,
+                record.candidates,
+                sequence=record.sequence,
+                now=now,
+                preshared=self.preshared.add(node, now),
+            )
             self.rotation.member_says(node, record, now)
         else:
             self._drop_member(node, now)
@@ -644,6 +674,7 @@ class Engine:
         self._ready.pop(node, None)
         self.rotation.member_dropped(node)
         self.presence.due = True  # the address it had may be free for us, or another
+        self.preshared.remove(node)
         self.path.remove_peer(node, now)
         self.replan()
 
@@ -668,6 +699,7 @@ class Engine:
             wireguard_key=standing.record.wireguard_key,
             ipv4=self.presence.addresses.get(node),
             ipv6=self.ipv6_of(node),
+            preshared_key=self.preshared.preshared_key(node),
             live=view is not None and view.state in _LIVE,
             endpoint=self.path.endpoint(node),
         )

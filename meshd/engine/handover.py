@@ -30,6 +30,9 @@ class Handover(enum.IntEnum):
     ADMISSION_VERDICT = 0xF2
     RENEWAL_REQUEST = 0xF3
     RENEWAL_VERDICT = 0xF4
+    KEY_OFFER = 0xF5
+    KEY_ANSWER = 0xF6
+    KEY_CONFIRM = 0xF7
     REVOKED = 0xFA
     OWN_RECORD = 0xFB
 

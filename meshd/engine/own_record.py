@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from meshd.codec import IPNetwork
     from meshd.engine.identity import Identity
+    from meshd.keys import WireGuardKey
     from meshd.trust.credential import Credential
     from meshd.trust.record import Candidate
 
@@ -33,6 +34,8 @@ OUTRUNS_MAX = 2  # in a run: see rule 2
 class RecordContent:
     """What may change in the record while the node runs."""
 
+    wireguard_key: WireGuardKey
+    next_wireguard_key: WireGuardKey | None
     candidates: tuple[Candidate, ...]
     ipv4: IPv4Address | None
     routes: tuple[IPNetwork, ...]
@@ -45,7 +48,7 @@ class OwnRecord:
 
     def __init__(self, *, sequence: int) -> None:
         self._next_sequence = sequence
-        self._said: tuple[Identity, RecordContent] | None = None
+        self._said: tuple[tuple[bytes, ...], RecordContent] | None = None
         self.outruns = 0
         self.record: Record | None = None
         self.blob = b""
@@ -69,14 +72,14 @@ class OwnRecord:
 
     def update(self, identity: Identity, content: RecordContent) -> bool:
         """Sign a new record if it would say anything new.  Return whether it did."""
-        if self._said == (identity, content):
+        if self._said == (identity.chain, content):
             return False
-        self._said = (identity, content)
+        self._said = (identity.chain, content)
         record = Record(
             node=identity.node,
             sequence=self._next_sequence,
-            wireguard_key=identity.wireguard_key.public,
-            next_wireguard_key=None,
+            wireguard_key=content.wireguard_key,
+            next_wireguard_key=content.next_wireguard_key,
             candidates=content.candidates[:CANDIDATES_MAX],
             ipv4=content.ipv4,
             routes=content.routes,

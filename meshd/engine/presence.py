@@ -3,6 +3,14 @@
 A record is signed anew whenever something in it changes: the host's addresses, how others see
 them, the credential, the IPv4 claim.  Claims are resolved from all records, so whatever is learnt
 of others may change ours: `due` asks for another look.
+
+A claim that is lost is moved without a gap, as far as that is ours to say:
+
+    we learn of the one before us ─▶ new claim ─▶ record to all        ─▶ RETIRE_TIME ─▶ old address
+                                     new address, beside the old one                     goes
+
+The others give the old address to its new holder at once.  Meanwhile that one cannot reach us, nor
+we it, by IPv4: our host takes the address for its own.
 """
 
 from __future__ import annotations
@@ -16,8 +24,10 @@ from meshd.path.candidates import own_candidates
 from meshd.plan.claims import Claim, resolve_claims
 from meshd.trust.credential import covered
 from meshd.trust.fact import FactKind
+from meshd.underlay import Timer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from ipaddress import IPv4Address
 
     from meshd.codec import IPAddress, IPNetwork
@@ -25,6 +35,18 @@ if TYPE_CHECKING:
     from meshd.keys import NodeId
     from meshd.trust.credential import Credential
     from meshd.trust.standing import Standing
+
+RETIRE_TIME = 3.0  # by then a record is everywhere (docs/gossip.md)
+RETIRED_MAX = 4  # addresses at a time
+
+
+def claims_of(members: Iterable[tuple[NodeId, Standing]]) -> list[Claim]:
+    """Return what members claim."""
+    return [
+        Claim(node, standing.ipv4, standing.pinned, standing.credential.admitted_at)
+        for node, standing in members
+        if standing.ipv4 is not None
+    ]
 
 
 class Presence:
@@ -38,6 +60,7 @@ class Presence:
         self.due = True
         self.ipv4: IPv4Address | None = None
         self.addresses: dict[NodeId, IPv4Address] = {}  # of all members, by their claims
+        self._retired: dict[IPv4Address, float] = {}  # ours until a moment ago; when they go
 
     @property
     def blob(self) -> bytes:
@@ -69,6 +92,24 @@ class Presence:
         self._engine.emit(events.SequenceOutrun(standing.record.sequence))
         return self._own.outruns == OUTRUNS_MAX + 1
 
+    @property
+    def retired(self) -> tuple[IPv4Address, ...]:
+        """Addresses that were ours a moment ago, and stay on the interface for another one."""
+        return tuple(self._retired)
+
+    def handle_timer(self, now: float) -> None:
+        """Let go of addresses that have been retired long enough."""
+        for address, until in list(self._retired.items()):
+            if now >= until:
+                del self._retired[address]
+                self._engine.replan()
+
+    def get_timer(self) -> Timer | None:
+        """Return the soonest deadline and its reason."""
+        if not self._retired:
+            return None
+        return Timer(min(self._retired.values()), "take an old address off the interface")
+
     def refresh(self, now: float, wall: float) -> bool:
         """Sign and spread a new record if there is anything new to say.  Return whether it was."""
         if not self.due:
@@ -76,7 +117,7 @@ class Presence:
         self.due = False
         engine = self._engine
         credential = engine.own_credential
-        self._resolve_addresses(credential)
+        self._resolve_addresses(credential, now)
         if credential is None or not self._own.update(engine.identity, self._content(credential)):
             return False
         fact = engine.learn(FactKind.RECORD, self._own.blob, now, wall)
@@ -95,7 +136,10 @@ class Presence:
             reflexive=engine.path.reflexive,
             excluded=self.networks,
         )
+        key, next_key = engine.rotation.public_keys
         return RecordContent(
+            wireguard_key=key,
+            next_wireguard_key=next_key,
             candidates=candidates,
             ipv4=self.ipv4,
             routes=tuple(r for r in config.advertise if covered(r, credential.routes)),
@@ -105,15 +149,11 @@ class Presence:
 
     # Addresses
 
-    def _resolve_addresses(self, credential: Credential | None) -> None:
+    def _resolve_addresses(self, credential: Credential | None, now: float) -> None:
         """Decide all members' IPv4 addresses, and claim another one if ours is lost."""
         engine = self._engine
         prefix = engine.identity.ipv4_prefix
-        claims = [
-            Claim(node, standing.ipv4, standing.pinned, standing.credential.admitted_at)
-            for node, standing in engine.others()
-            if standing.ipv4 is not None
-        ]
+        claims = claims_of(engine.others())
         before = self.ipv4
         if credential is not None:
             own = own_claim(
@@ -128,11 +168,17 @@ class Presence:
         self.addresses = resolve_claims(claims, prefix)
         if before != self.ipv4:
             engine.replan()
-            self._tell_change(before)
+            if before is not None:
+                self._retire(before, now)
+                self._tell_change(before)
+            if self.ipv4 is not None:
+                self._retired.pop(self.ipv4, None)
 
-    def _tell_change(self, before: IPv4Address | None) -> None:
-        if before is None:
-            return
+    def _retire(self, address: IPv4Address, now: float) -> None:
+        if address in self._engine.identity.ipv4_prefix and len(self._retired) < RETIRED_MAX:
+            self._retired[address] = now + RETIRE_TIME
+
+    def _tell_change(self, before: IPv4Address) -> None:
         engine = self._engine
         holders = [node for node, address in self.addresses.items() if address == before]
         if holders:
@@ -143,7 +189,10 @@ class Presence:
             why = "is not the one our credential pins"
         engine.emit(
             events.Notice(
-                "address-changed", f"our IPv4 address {before} {why}; ours is {self.ipv4}"
+                "address-changed",
+                f"our IPv4 address {before} {why}; ours is {self.ipv4}: what is under way by the "
+                "old one ends",
+                details={"before": str(before), "after": self.ipv4 and str(self.ipv4)},
             )
         )
 

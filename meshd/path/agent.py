@@ -24,7 +24,11 @@ Rule 3: nothing in a record is used before `update_peer` brings it back, verifie
 Rule 4: an address no pong came from gets our record only if the peer's own record lists it, so a
         forged source cannot draw datagrams longer than its own.
 
-Rule 5: where all is well, nothing is sent.  A path is questioned when somebody has a reason: the
+Rule 5: after a change of the bootstrap key, members are asked under both keys until they are heard
+        under the new one, and answered under the one by which they asked.  Strangers are only
+        heard under the new one.
+
+Rule 6: where all is well, nothing is sent.  A path is questioned when somebody has a reason: the
         gossip suspects the peer, our addresses change, its record drops the address in use, or
         the peer is heard from elsewhere.
 """
@@ -44,6 +48,7 @@ from meshd.path.events import (
     EndpointSelected,
     PeerCalling,
     PeerReady,
+    PresharedHeard,
     RecordReceived,
     ReflexiveAddress,
     ReflexiveChanged,
@@ -88,11 +93,12 @@ class Agent:
         rng: Random,
         now: float,
         config: PathConfig | None = None,
+        older_bootstrap_key: BootstrapKey | None = None,
     ) -> None:
         self._key = key
         self._config = config or PathConfig()
         self._rng = rng
-        self._sealer = ProbeSealer(key, mesh, bootstrap_key)
+        self._sealer = ProbeSealer(key, mesh, bootstrap_key, older_bootstrap_key)
         self._excluded = tuple(excluded)
         self._own_endpoints: frozenset[Endpoint] = frozenset()
         self._record = b""
@@ -156,6 +162,12 @@ class Agent:
             peer.searching_since = now
             self._demand_proof(peer, now)
 
+    def rekey(self, bootstrap_key: BootstrapKey, older: BootstrapKey | None) -> None:
+        """Take the present bootstrap key, and the one before."""
+        self._sealer.rekey(bootstrap_key, older)
+        for peer in self._peers.values():
+            peer.rekeyed = False
+
     def record_changed(self, blob: bytes, sequence: int) -> None:
         """Take our own signed record, to show to those who lack it."""
         self._record, self._sequence = blob, sequence
@@ -188,9 +200,18 @@ class Agent:
                 self._demand_proof(peer, now)
 
     def update_peer(
-        self, node: NodeId, candidates: Iterable[Candidate], *, sequence: int, now: float
+        self,
+        node: NodeId,
+        candidates: Iterable[Candidate],
+        *,
+        sequence: int,
+        now: float,
+        preshared: bytes | None = None,
     ) -> None:
-        """Take what an admitted member's verified record says of where it is."""
+        """Take what an admitted member's verified record says of where it is.
+
+        `preshared` is what probes are to say of keys shared with a member not known yet.
+        """
         assert node != self._key.id
         peer = self._peers.get(node)
         if peer is None:
@@ -198,7 +219,7 @@ class Agent:
                 self._counts["unsealable"] += 1
                 return
             answers = TokenBucket(rate=ANSWERS_PER_SECOND_MAX, burst=ANSWERS_BURST_MAX, now=now)
-            peer = self._peers[node] = Peer(node, answers=answers, now=now)
+            peer = self._peers[node] = Peer(node, answers=answers, now=now, preshared=preshared)
         peer.sequence = sequence
         known = set(peer.pairs)
         delisted = peer.set_candidates(
@@ -232,6 +253,12 @@ class Agent:
         for pair in in_use or peer.pairs.values():
             self._ping(peer, pair, now)
         self._reschedule(peer, now)
+
+    def preshared_changed(self, node: NodeId, *, ours: bytes | None, theirs: bytes | None) -> None:
+        """Take what our probes are to say of pre-shared keys, and what the peer is known to."""
+        peer = self._peers.get(node)
+        if peer is not None:
+            peer.preshared_ours, peer.preshared_theirs = ours, theirs
 
     def peer_suspect(self, node: NodeId, now: float) -> None:
         """Question a peer's path: the gossip has a fault or a death to explain."""
@@ -322,7 +349,7 @@ class Agent:
             self._counts["replayed"] += 1
             return False
         peer = self._peers.get(sealed.sender)
-        if peer is None and not self._strangers.admit(now):
+        if peer is None and (sealed.older or not self._strangers.admit(now)):
             self._counts["strangers_dropped"] += 1
             return False
         probe = self._sealer.open_probe_untrusted(sealed)
@@ -331,8 +358,10 @@ class Agent:
             raise BadPacket("probe from an impossible address")
         if peer is None:
             self._on_stranger(sealed.sender, probe, source, local, now)
-        elif probe.type is ProbeType.PING:
-            self._on_ping(peer, probe, source, local, now)
+            return True
+        peer.rekeyed = peer.rekeyed or not sealed.older
+        if probe.type is ProbeType.PING:
+            self._on_ping(peer, probe, source, local, now, older=sealed.older)
         else:
             self._on_pong(peer, probe, source, now)
         return True
@@ -349,7 +378,14 @@ class Agent:
         self._events.append(RecordReceived(probe.record, node))
 
     def _on_ping(
-        self, peer: Peer, ping: Probe, source: Endpoint, local: IPAddress | None, now: float
+        self,
+        peer: Peer,
+        ping: Probe,
+        source: Endpoint,
+        local: IPAddress | None,
+        now: float,
+        *,
+        older: bool = False,
     ) -> None:
         self._counts["pings_received"] += 1
         if not peer.answers.take(now):
@@ -358,13 +394,14 @@ class Agent:
         pong = Probe(
             type=ProbeType.PONG,
             transaction=ping.transaction,
-            installed=peer.installed,
+            installed=peer.installed and not peer.differs(ping),
             held=peer.sequence,
             sequence=self._sequence,
             observed=source,
+            preshared=peer.preshared_ours,
         )
         self._counts["pongs_sent"] += 1
-        self._send(pong, peer, source, local)
+        self._send(pong, peer, source, local, older=older)
         if ping.record is not None and ping.sequence > peer.sequence:
             self._events.append(RecordReceived(ping.record, peer.node))
         if not peer.installed:
@@ -378,7 +415,7 @@ class Agent:
         if moved and now - peer.demanded_at >= config.recheck_interval:
             self._demand_proof(peer, now, announce=False)
         unproven = pair.proven_at < peer.demanded_at
-        if unproven or ping.installed != peer.installs_us:
+        if unproven or ping.installed != peer.installs_us or peer.differs(ping):
             # "You are in my kernel" is news both sides should have at once: the sooner of the two
             # to be ready starts a handshake, and if the other does so before it hears, they cross.
             # Only once, though: where answers take long, pings that beget pings would never end.
@@ -413,6 +450,8 @@ class Agent:
         peer.holds = pong.held
         peer.installs_us = pong.installed
         peer.announced = peer.announced and pong.installed
+        peer.preshared_theirs = pong.preshared
+        self._events.append(PresharedHeard(peer.node, pong.preshared))
         self._choose(peer, now)
         self._announce(peer)
         assert pong.observed is not None
@@ -520,13 +559,25 @@ class Agent:
             held=peer.sequence,
             sequence=self._sequence,
             record=self._record if lacks_record and may_have_it else None,
+            preshared=peer.preshared_ours,
         )
         pair.open_transaction(ping.transaction, now)
         if ping.record is not None:
             pair.shown_at = now
         self._counts["pings_sent"] += 1
         self._send(ping, peer, pair.control, pair.local)
+        if self._sealer.has_older and not peer.rekeyed:
+            self._send(ping, peer, pair.control, pair.local, older=True)
 
-    def _send(self, probe: Probe, peer: Peer, target: Endpoint, source: IPAddress | None) -> None:
-        datagram = self._sealer.seal(probe, peer.node, self._rng.randbytes(NONCE_BYTES))
+    def _send(
+        self,
+        probe: Probe,
+        peer: Peer,
+        target: Endpoint,
+        source: IPAddress | None,
+        *,
+        older: bool = False,
+    ) -> None:
+        nonce = self._rng.randbytes(NONCE_BYTES)
+        datagram = self._sealer.seal(probe, peer.node, nonce, older=older)
         self._outbox.append(Outgoing(datagram, target, source))

@@ -15,7 +15,8 @@ Rule 3: a member that is believed dead keeps its peer entry, so that it is back 
 Rule 4: an endpoint is named only when the path agent has chosen one; WireGuard's own roaming is
         left alone.
 
-Rule 5: the key a member will rotate to is installed ahead, without allowed-ips.
+Rule 5: the key a member will rotate to is not installed ahead: the member could send by it at once,
+        and all of that would be dropped until its addresses had moved (docs/adr/0007).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
-    from meshd.keys import MeshId, NodeId, WireGuardKey, WireGuardPrivateKey
+    from meshd.keys import MeshId, NodeId, PresharedKey, WireGuardKey, WireGuardPrivateKey
     from meshd.wg.types import Endpoint
 
 # A NAT may forget an idle UDP mapping after 30 s (RFC 4787 REQ-5 asks for 2 minutes, many give
@@ -50,11 +51,11 @@ class PlannedMember:
     node: NodeId
     admitted_at: int
     wireguard_key: WireGuardKey
-    next_wireguard_key: WireGuardKey | None
     ipv4: IPv4Address | None
     ipv6: IPv6Address
     live: bool  # alive or suspect
     endpoint: Endpoint | None
+    preshared_key: PresharedKey | None = None  # 32 zero bytes: none; None: leave what is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class PlannedSelf:
     ipv4_prefix: IPv4Network
     ipv6: IPv6Address
     behind_nat: bool
+    retired_ipv4: tuple[IPv4Address, ...] = ()  # ours until a moment ago
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,6 @@ def make_plan(me: PlannedSelf, members: Iterable[PlannedMember]) -> DesiredState
         else:
             owners[member.wireguard_key] = member
     peers = {key: _peer(member, me) for key, member in owners.items()}
-    for member in owners.values():
-        ahead = member.next_wireguard_key
-        if ahead is not None and ahead not in peers and ahead != me.private_key.public:
-            peers[ahead] = PeerSpec(allowed_ips=frozenset(), persistent_keepalive=0)
     return DesiredState(
         device=DeviceSpec(
             private_key=me.private_key,
@@ -113,20 +111,19 @@ def _peer(member: PlannedMember, me: PlannedSelf) -> PeerSpec:
     return PeerSpec(
         allowed_ips=frozenset(allowed_ips),
         endpoint=member.endpoint,
+        preshared_key=member.preshared_key,
         persistent_keepalive=KEEPALIVE_BEHIND_NAT if me.behind_nat and member.live else 0,
     )
 
 
 def _link(me: PlannedSelf) -> LinkSpec:
-    prefix = overlay_prefix(me.mesh)
-    if me.ipv4 is None:
-        return LinkSpec(
-            addresses=frozenset({host_network(me.ipv6)}),
-            routes=frozenset({prefix}),
-            mtu=MTU_DEFAULT,
-        )
+    addresses, routes = {host_network(me.ipv6)}, {overlay_prefix(me.mesh)}
+    if me.ipv4 is not None:
+        addresses.add(host_network(me.ipv4))
+        routes.add(me.ipv4_prefix)
     return LinkSpec(
-        addresses=frozenset({host_network(me.ipv6), host_network(me.ipv4)}),
-        routes=frozenset({prefix, me.ipv4_prefix}),
+        addresses=frozenset(addresses),
+        routes=frozenset(routes),
         mtu=MTU_DEFAULT,
+        retired=frozenset(map(host_network, me.retired_ipv4)),
     )

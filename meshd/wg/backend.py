@@ -31,7 +31,7 @@ from meshd.wg.userspace import (
 )
 
 if TYPE_CHECKING:
-    from meshd.keys import WireGuardPrivateKey
+    from meshd.keys import WireGuardKey, WireGuardPrivateKey
     from meshd.wg.types import Device
 
 BACKENDS: Final = ("auto", "kernel", "userspace")
@@ -46,12 +46,17 @@ _NO_KERNEL_WIREGUARD: Final = frozenset({
 
 
 def open_device(
-    interface: str, *, backend: str = "auto", private_key: WireGuardPrivateKey | None = None
+    interface: str,
+    *,
+    backend: str = "auto",
+    private_key: WireGuardPrivateKey | None = None,
+    former: WireGuardKey | None = None,
 ) -> Device:
     """Return the WireGuard interface of this name in the caller's network namespace.
 
     Given our `private_key`, an interface that holds another one is not adopted: it is somebody
-    else's.  Raise StartError, with nothing changed.
+    else's.  It may hold the one whose public half is `former`: a run that was killed has not got
+    round to replacing it.  Raise StartError, with nothing changed.
     """
     assert backend in BACKENDS, backend
     require_privilege(interface)
@@ -59,7 +64,7 @@ def open_device(
         with _Links() as links:
             device = _open(interface, backend, links)
         if private_key is not None:
-            _require_key(private_key, interface, device)
+            _require_key(private_key, former, interface, device)
     except DeviceError as exc:
         if exc.errno in {errno.EPERM, errno.EACCES}:
             raise _unprivileged(interface) from exc
@@ -140,10 +145,12 @@ def _wrong_backend(interface: str, owner: str, backend: str) -> StartError:
     )
 
 
-def _require_key(private_key: WireGuardPrivateKey, interface: str, device: Device) -> None:
+def _require_key(
+    private_key: WireGuardPrivateKey, former: WireGuardKey | None, interface: str, device: Device
+) -> None:
     try:
         found = device.observe().private_key
-        if found not in {None, private_key}:
+        if found is not None and found.public not in {private_key.public, former}:
             raise StartError(
                 f"interface {interface} is somebody else's WireGuard (it has another private "
                 f"key): choose another --interface, or remove it with: ip link delete {interface}"

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 from meshd.wg.types import DeviceChange, PeerChange
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from meshd.codec import IPNetwork
     from meshd.keys import PresharedKey, WireGuardKey
@@ -55,6 +55,22 @@ def diff_device(
         peers=_diff_peers(desired.peers, observed.peers, applied_endpoints),
     )
     return None if change == DeviceChange() else change
+
+
+def renewal(
+    desired: DeviceSpec, observed: DeviceStatus, keys: Iterable[WireGuardKey]
+) -> DeviceChange | None:
+    """Return the change that makes peers anew which have had no session; None if all have had one.
+
+    WireGuard repeats a handshake that was lost after 5 s only; a new peer begins one at once.  What
+    waits to be sent to such a peer is lost.
+    """
+    renewed = []
+    for key in keys:
+        spec, known = desired.peers.get(key), observed.peers.get(key)
+        if spec is not None and known is not None and not known.last_handshake_time:
+            renewed += [PeerChange(key, remove=True), _added(key, spec)]
+    return DeviceChange(peers=tuple(renewed)) if renewed else None
 
 
 def _diff_peers(

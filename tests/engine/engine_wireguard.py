@@ -14,6 +14,9 @@ Rule 3: a lost initiation is repeated after REKEY_TIMEOUT; until then nothing st
 Rule 4: the responder uses a session only once something has come through it.
 
 Rule 5: each authenticated message moves the peer's endpoint to where it came from.
+
+Rule 6: another private key ends the sending by all sessions, not the receiving, and lets the next
+        initiation go out at once.
 """
 
 from __future__ import annotations
@@ -73,6 +76,7 @@ class Session:
     index: int
     began_at: float
     initiator: bool
+    sends: bool = True  # rule 6
 
 
 @dataclass(eq=False)
@@ -127,11 +131,13 @@ class WireGuard:
         return replace(status, peers=peers)
 
     def apply(self, change):
-        before = self._device.observe().peers
+        own, before = self._device.observe().private_key, self._device.observe().peers
         self._device.apply(change)
         self._device.history.clear()
         after = self._device.observe().peers
         self._peers = {key: self._peers.get(key) or Peer() for key in after}
+        if change.private_key not in {None, own}:
+            self._end_sending()
         for key, peer in after.items():
             was = before[key].persistent_keepalive if key in before else 0
             if peer.persistent_keepalive and peer.persistent_keepalive != was:
@@ -165,7 +171,7 @@ class WireGuard:
 
     def _flush(self, key, peer):
         session = peer.current
-        if session is None or self._now - session.began_at > REJECT_AFTER_TIME:
+        if session is None or not session.sends or self._now - session.began_at > REJECT_AFTER_TIME:
             self._initiate(key, peer, retry=False)
             return
         staged, peer.staged = peer.staged, []
@@ -209,7 +215,9 @@ class WireGuard:
     def receive(self, message, source):
         """Handle a message that came from an endpoint."""
         peer = self._peers.get(message.sender)
-        if peer is None or message.target != self._own_key:
+        if peer is None:
+            return
+        if message.kind == "initiation" and message.target != self._own_key:
             return
         handle = getattr(self, f"_on_{message.kind}")
         if handle(message.sender, peer, message, source):
@@ -254,6 +262,13 @@ class WireGuard:
             else:
                 self.forbidden_sources += 1
         return True
+
+    def _end_sending(self):
+        for peer in self._peers.values():
+            peer.handshake = peer.retrying = None
+            peer.initiated_at = -REKEY_TIMEOUT
+            for session in filter(None, (peer.current, peer.following)):
+                session.sends = False
 
     def _established(self, peer, session):
         peer.previous, peer.current = peer.current, session

@@ -32,8 +32,8 @@ from meshd.keys import BootstrapKey, InviteKey, MeshKey, NodeKey, WireGuardPriva
 from meshd.trust.credential import founding_credential, issue
 from meshd.trust.fact import FactKind
 from meshd.trust.invite import Invite, Token, sign_invite
-from meshd.wg.diff import diff_device
-from meshd.wg.types import Endpoint
+from meshd.wg.diff import diff_device, renewal
+from meshd.wg.types import DeviceChange, Endpoint
 
 WALL = 1_700_000_000
 PREFIX = IPv4Network("100.64.0.0/10")
@@ -58,6 +58,8 @@ class Disk:
     facts: dict = field(default_factory=dict)  # (kind, key) to fact
     starts: int = 0
     incarnation: int = 0
+    keys: object = None  # WireGuardKeys, once some were saved
+    refuses: bool = False  # keys
 
     def copy(self):
         return replace(self, facts=dict(self.facts))
@@ -91,6 +93,7 @@ class Machine:
         self._revision = -1
         self._reconciling = False
         self.link = frozenset()  # addresses of the interface
+        self.retired = frozenset()  # those that are the source of nothing new
         self.wireguard = self._new_wireguard()
         self.applied = {}  # endpoints, by key
 
@@ -112,6 +115,7 @@ class Machine:
                 facts=tuple(self.disk.facts.values()),
                 sequence=self.disk.starts << SEQUENCE_SHIFT,
                 incarnation=self.disk.incarnation,
+                keys=self.disk.keys,
             ),
             rng=Random(f"engine {self.number} {self.starts} {self.world.seed}"),
             now=self.now,
@@ -136,7 +140,7 @@ class Machine:
         """Delete the interface, and all sessions with it."""
         self.wireguard.close()
         self.wireguard = self._new_wireguard()
-        self.link = frozenset()
+        self.link = self.retired = frozenset()
         self.applied = {}
 
     def power_off(self):
@@ -304,6 +308,12 @@ class Machine:
                 self.disk.incarnation = max(self.disk.incarnation, incarnation + 1)
             case events.SequenceOutrun(sequence):
                 self.disk.starts = max(self.disk.starts, (sequence >> SEQUENCE_SHIFT) + 1)
+            case events.SaveKeys(keys):
+                self._save_keys(keys)
+            case events.HurryDevice():
+                self._reconcile()
+            case events.RenewPeer(key):
+                self._renew(key)
             case events.ResolveSeeds(seeds):
                 found = {seed: tuple(self.world.resolve(seed)) for seed in seeds}
                 self.world.at(RESOLVE_DELAY, lambda run=self.starts: self._resolved(found, run))
@@ -315,6 +325,18 @@ class Machine:
     def _remember(self, identity):
         self.disk.identity = identity
         self.disk.facts |= {(f.kind, f.key): f for f in self.engine.ledger.facts()}
+
+    def _save_keys(self, keys):
+        if not self.disk.refuses:
+            self.disk.keys = keys
+            self.disk.identity = replace(self.disk.identity, wireguard_key=keys.current)
+        self.engine.keys_saved(keys, self.now, self.wall, done=not self.disk.refuses)
+
+    def _renew(self, key):
+        change = renewal(self.engine.desired_state().device, self.wireguard.observe(), [key])
+        if change is not None:
+            for peer in change.peers:  # one by one: the first of them ends all that was
+                self.wireguard.apply(DeviceChange(peers=(peer,)))
 
     def _resolved(self, found, run):
         if self.engine is not None and run == self.starts:
@@ -363,6 +385,7 @@ class Machine:
             if peer.endpoint is not None
         }
         self.link = frozenset(network.network_address for network in desired.link.addresses)
+        self.retired = frozenset(network.network_address for network in desired.link.retired)
         self.engine.device_observed(self.wireguard.observe(), self.now, self.wall)
 
     # The kernel
@@ -380,7 +403,7 @@ class Machine:
             self.world.carry(self, payload, Endpoint(address, PORT), target)
 
     def _deliver(self, packet):
-        if packet.target not in self.link:
+        if packet.target not in self.link | self.retired:
             return
         match packet.port:
             case "echo":

@@ -35,7 +35,6 @@ ME = PlannedSelf(
 def member(node=NODES[0], key=KEYS[0], **fields):
     defaults = {
         "admitted_at": 1,
-        "next_wireguard_key": None,
         # Claims are settled before the plan: no two members have one address.
         "ipv4": PREFIX.network_address + node[0] + 1,
         "live": True,
@@ -51,7 +50,6 @@ members = st.lists(
         member,
         node=st.sampled_from(NODES),
         key=st.sampled_from(KEYS),
-        next_wireguard_key=st.none() | st.sampled_from(KEYS),
         admitted_at=st.integers(0, 2),
         live=st.booleans(),
         endpoint=st.sampled_from([None, ENDPOINT]),
@@ -142,29 +140,30 @@ def test_a_dead_member_keeps_its_entry_endpoint_and_addresses():
     assert make_plan(ME, [alive]) == make_plan(ME, [dead])
 
 
-def test_the_next_key_is_installed_without_allowed_ips():
-    plan = make_plan(ME, [member(next_wireguard_key=KEYS[1])])
-
-    ahead = plan.device.peers[KEYS[1]]
-    assert ahead.allowed_ips == frozenset()
-    assert ahead.endpoint is None
-    assert plan.device.peers[KEYS[0]].allowed_ips
-
-
-def test_a_switch_of_keys_moves_the_addresses_in_one_plan():
-    before = make_plan(ME, [member(next_wireguard_key=KEYS[1])])
+def test_a_switch_of_keys_replaces_the_peer_in_one_plan():
+    before = make_plan(ME, [member()])
     after = make_plan(ME, [member(key=KEYS[1])])
 
-    assert after.device.peers.keys() == {KEYS[1]}
-    assert after.device.peers[KEYS[1]].allowed_ips == before.device.peers[KEYS[0]].allowed_ips
+    assert after.device.peers == {KEYS[1]: before.device.peers[KEYS[0]]}
 
 
-def test_announcing_anothers_key_as_ones_next_takes_nothing_from_it():
-    victim, mallory = member(NODES[0], KEYS[0]), member(NODES[1], KEYS[1], admitted_at=0)
+def test_a_switch_of_keys_leaves_no_address_without_a_peer_in_between():
+    device = FakeDevice(DeviceStatus(private_key=None, listen_port=0, fwmark=0))
+    before = make_plan(ME, [member(), member(NODES[1], KEYS[2])]).device
+    after = make_plan(ME, [member(key=KEYS[1]), member(NODES[1], KEYS[2])]).device
+    first = diff_device(before, device.observe(), applied_endpoints={})
+    assert first is not None
+    device.apply(first)
+    device.history.clear()
 
-    plan = make_plan(ME, [victim, replace(mallory, next_wireguard_key=KEYS[0])])
+    change = diff_device(after, device.observe(), applied_endpoints={})
+    assert change is not None
+    device.apply(change)
 
-    assert plan == make_plan(ME, [victim, mallory])
+    addresses = set(after.peers[KEYS[1]].allowed_ips)
+    for state in device.history:
+        assert addresses <= {ip for peer in state.peers.values() for ip in peer.allowed_ips}
+    assert [each.public_key for each in change.peers] == [KEYS[1], KEYS[0]]
 
 
 def test_a_member_without_an_ipv4_address_has_its_ipv6():
@@ -180,6 +179,15 @@ def test_the_interface_has_our_addresses_and_the_meshs_prefixes():
     assert link.addresses == {host_network(ME.ipv4), host_network(ME.ipv6)}
     assert link.routes == {overlay_prefix(MESH), PREFIX}
     assert link.mtu == 1420
+
+
+def test_an_address_that_was_ours_stays_on_the_interface_and_in_no_tunnel():
+    old = IPv4Address("100.64.0.9")
+    plan = make_plan(replace(ME, retired_ipv4=(old,)), [member(ipv4=old)])
+
+    assert plan.link.retired == {host_network(old)}
+    assert host_network(old) not in plan.link.addresses
+    assert host_network(old) in plan.device.peers[KEYS[0]].allowed_ips, "its new holder's at once"
 
 
 def test_without_an_ipv4_address_there_is_no_ipv4_route():

@@ -1,0 +1,62 @@
+"""`meshctl keys`: what this node's keys are, and a new one in place of the WireGuard key."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from meshd.ctl.exits import Exit, Failed
+
+if TYPE_CHECKING:
+    import argparse
+
+    from meshd.ctl.client import Client, Document
+    from meshd.ctl.commands import Output
+
+POLL_INTERVAL = 0.1
+ROTATE_TIMEOUT = 120.0  # others may go first
+
+
+def keys(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
+    """Show the keys, or rotate the WireGuard key and wait until that is done."""
+    if arguments.action == "rotate":
+        return _rotate(client, output)
+    document = client.get("/v1/keys")
+    output.show(document, lambda: _keys_text(document))
+    return Exit.DONE
+
+
+def _rotate(client: Client, output: Output) -> Exit:
+    before = client.get("/v1/keys")["wireguard"]["public_key"]
+    document = client.post("/v1/keys/rotate")
+    deadline = time.monotonic() + ROTATE_TIMEOUT
+    while document["wireguard"]["rotating"]:
+        if time.monotonic() >= deadline:
+            raise Failed(
+                Exit.FAILED,
+                f"the key is not replaced after {ROTATE_TIMEOUT:.0f} s; meshd goes on with it, see "
+                "`meshctl keys show` and `meshctl events`",
+            )
+        time.sleep(POLL_INTERVAL)
+        document = client.get("/v1/keys")
+    after = document["wireguard"]["public_key"]
+    output.show(document, lambda: f"the WireGuard key is {after}; it was {before}")
+    return Exit.DONE
+
+
+def _keys_text(document: Document) -> str:
+    wireguard = document["wireguard"]
+    rows = [
+        ("node", document["node"]),
+        ("mesh", document["mesh"]),
+        ("WireGuard key", wireguard["public_key"]),
+        ("  in use since", f"{wireguard['made_at']} ({_days(wireguard['age_s'])})"),
+        ("  to be replaced", wireguard["rotates_at"] or "on request only"),
+    ]
+    if wireguard["next_public_key"] is not None:
+        rows.append(("  next", wireguard["next_public_key"]))
+    return "\n".join(f"{label:<17} {value}" for label, value in rows)
+
+
+def _days(seconds: float) -> str:
+    return f"{seconds / 86400:.0f} days" if seconds >= 2 * 86400 else f"{seconds / 3600:.1f} hours"
