@@ -3,6 +3,7 @@ PYTEST := $(PYTHON) -m pytest
 LAB := netns-lab/lab
 SEEDS ?= 1000
 INPUTS ?= 10000000
+HISTORIES ?= 20000
 # What is worth seeing on the kernel's own WireGuard too.
 KERNEL_TESTS := tests/wg tests/net tests/mesh
 
@@ -28,6 +29,7 @@ check: setup ## formatting, lint and types
 
 soak: setup ## search SEEDS=1000 simulated histories, and INPUTS=10000000 of bytes, for what breaks
 	$(PYTHON) tests/sim/soak.py --seeds $(SEEDS)
+	$(PYTHON) tests/plan/claim_histories.py --histories $(HISTORIES)
 	$(PYTHON) tests/fuzz/fuzz_gossip.py --inputs $(INPUTS)
 	$(PYTHON) tests/fuzz/fuzz_gossip.py --inputs $(INPUTS) --target all
 

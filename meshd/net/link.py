@@ -39,16 +39,20 @@ MTU_MIN = 1280  # below it the kernel takes IPv6 off the interface (RFC 8200, se
 
 @dataclass(frozen=True, slots=True)
 class LinkSpec:
-    """What we want of the interface.  Each of `addresses` is the network of one address only."""
+    """What we want of the interface.  Each of its addresses is the network of one address only.
+
+    Those `retired` still take what comes, and are the source of nothing new.
+    """
 
     addresses: frozenset[IPNetwork]
     routes: frozenset[IPNetwork]
     mtu: int
     up: bool = True
+    retired: frozenset[IPNetwork] = frozenset()
 
     def __post_init__(self) -> None:
         assert self.mtu >= MTU_MIN, f"IPv6 needs an MTU of {MTU_MIN}, not {self.mtu}"
-        assert all(map(_is_one_address, self.addresses)), "one address each"
+        assert all(map(_is_one_address, self.addresses | self.retired)), "one address each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,8 @@ T = TypeVar("T", IPInterface, IPNetwork)
 
 def wanted_addresses(spec: LinkSpec) -> frozenset[IPInterface]:
     """Return the addresses in the form in which an interface has them."""
-    return frozenset(_interface(network) for network in spec.addresses) if spec.up else frozenset()
+    wanted = spec.addresses | spec.retired if spec.up else frozenset()
+    return frozenset(_interface(network) for network in wanted)
 
 
 def wanted_routes(spec: LinkSpec) -> dict[IPNetwork, IPAddress | None]:

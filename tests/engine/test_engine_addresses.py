@@ -4,7 +4,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from engine.engine_world import World, all_ping, whole
+from engine.engine_world import RECONCILE_DELAY, World, all_ping, whole
+from meshd.engine.presence import RETIRE_TIME
 
 CONTESTED = IPv4Address("100.64.3.3")
 
@@ -53,6 +54,36 @@ def test_of_two_that_claim_one_address_the_later_admitted_moves(winner_first):
         f"our IPv4 address {CONTESTED} belongs to old"
     ]
     assert not old.of("address-changed")
+
+
+def test_a_loser_has_told_everybody_of_its_move_before_its_old_address_goes():
+    world = World(seed=7)
+    bystander, old = world.machine("bystander"), world.machine("old", wanted_ipv4=CONTESTED)
+    new = world.machine("new", wanted_ipv4=CONTESTED)
+    new.clock_offset = 3600.0
+    bystander.start()
+    new.start(seeds=[bystander])
+    world.run_until(lambda: whole(bystander, new), within=2.0)
+    assert new.ipv4 == CONTESTED
+    old.start(seeds=[bystander])
+
+    world.run_until(lambda: new.ipv4 != CONTESTED, within=2.0)
+    world.run_for(2 * RECONCILE_DELAY)
+    assert new.ipv4 in new.link, "make"
+    assert CONTESTED not in new.link
+    assert CONTESTED in new.retired, "before break"
+    # At once, without a word from the loser: it belongs to the winner.
+    assert bystander.wireguard.owner(CONTESTED) == old.public_key
+
+    world.run_until(lambda: CONTESTED not in new.retired, within=RETIRE_TIME + 0.1)
+    for machine in (bystander, old):
+        assert machine.engine.presence.addresses[new.node] == new.ipv4
+        assert machine.wireguard.owner(new.ipv4) == new.public_key
+    assert all_ping(bystander, old, new)
+    assert new.of("address-changed")[0].details == {
+        "before": str(CONTESTED),
+        "after": str(new.ipv4),
+    }
 
 
 def test_the_outcome_of_a_contest_survives_restarts():

@@ -51,6 +51,7 @@ def specs(draw):
         routes=draw(st.frozensets(st.sampled_from(NETWORKS))),
         mtu=draw(st.sampled_from([1280, 1420])),
         up=draw(st.sampled_from([True, True, True, False])),
+        retired=draw(st.frozensets(st.sampled_from(HOSTS), max_size=2)),
     )
 
 
@@ -235,6 +236,16 @@ def test_a_new_ipv4_address_takes_the_route_over_before_the_old_one_goes():
         AddAddress(ip_interface("100.64.7.2/32")),
         SetRoute(IPV4_PREFIX, ip_address("100.64.7.2"), replace=True),
         RemoveAddress(ip_interface("100.64.7.1/32")),
+    )
+
+
+def test_a_retired_address_stays_beside_the_new_one_and_is_no_source():
+    """Also where it sorts before the new one: the route prefers that all the same."""
+    moved = replace(SPEC, addresses=frozenset({HOSTS[1], HOSTS[3]}), retired=frozenset({HOSTS[0]}))
+
+    assert diff_link(moved, DONE) == (
+        AddAddress(ip_interface("100.64.7.2/32")),
+        SetRoute(IPV4_PREFIX, ip_address("100.64.7.2"), replace=True),
     )
 
 
