@@ -8,7 +8,8 @@
        │ verified; then ours: a new record tells everybody
 
 Rule 1: one member is asked at a time: of those alive that could help, whom we have asked least
-        often for this credential, then the best.  After each failure the pause doubles.
+        often for this credential, then the best.  After each failure the pause doubles, and begins
+        anew once there is somebody to ask again.
 
 Rule 2: a verdict counts only from the member that was asked, for the reference it was asked with;
         and a chain only if it verifies and is what a renewal may be.  It is not a way to give us
@@ -55,6 +56,7 @@ LOOK_INTERVAL = 3600.0  # the wall clock may be set at any time
 ANSWER_INTERVAL = 1.0  # of verdicts for one member: each costs a signature
 
 _ASKS = {Phase.DUE, Phase.EXPIRING, Phase.EXPIRED}
+_NOBODY = "no member that could renew it is alive"
 _CODES = {
     Phase.EXPIRING: "credential-expiring",
     Phase.EXPIRED: "credential-expired",
@@ -83,6 +85,7 @@ class Renewal:
         self._asked: _Asked | None = None
         self._tries: dict[NodeId, int] = {}
         self._failures = 0
+        self._pause = PAUSE_MIN
         self._trouble = ""  # why the last try has failed
         self._told: str | None = None
         self._ask_at = self._look_at = now
@@ -164,8 +167,10 @@ class Renewal:
         engine = self._engine
         issuer = self._choose(credential, wall)
         if issuer is None:
-            self._fail("no member that could renew it is alive", now)
+            self._fail(_NOBODY, now)
             return
+        if self._trouble == _NOBODY:
+            self._pause = PAUSE_MIN
         self._tries[issuer] = self._tries.get(issuer, 0) + 1
         reference = self._rng.randbytes(REFERENCE_BYTES)
         self._asked = _Asked(issuer, reference, now + ANSWER_TIMEOUT)
@@ -187,9 +192,9 @@ class Renewal:
         """Let it be, for a while that doubles with each failure."""
         self._asked = None
         self._trouble = trouble
-        pause = min(PAUSE_MAX, PAUSE_MIN * 2 ** min(self._failures, 16))
         self._failures += 1
-        self._ask_at = now + pause * (0.75 + 0.5 * self._rng.random())
+        self._ask_at = now + self._pause * (0.75 + 0.5 * self._rng.random())
+        self._pause = min(PAUSE_MAX, 2 * self._pause)
         self._look_at = min(self._look_at, self._ask_at)
         self._tell()
 

@@ -69,7 +69,11 @@ def next_phase_at(credential: Credential, wall: float) -> float | None:
 
 
 def due_at(credential: Credential) -> float:
-    """Return when the holder of a credential that ends is to ask: the same at each start."""
+    """Return when the holder of a credential that ends is to ask: the same at each start.
+
+    One that was cut short by its issuer's end is due as if it had lived its whole life by then:
+    whoever can give more should be asked while there is time.
+    """
     hashed = fingerprint(
         credential.subject,
         credential.issued_at.to_bytes(8, "big"),
@@ -77,7 +81,8 @@ def due_at(credential: Credential) -> float:
         person=b"meshd.renewal",
     )
     jitter = int.from_bytes(hashed, "big") / 2**32
-    return _instant(credential, _DUE_FROM + (_DUE_UNTIL - _DUE_FROM) * jitter)
+    part = _DUE_FROM + (_DUE_UNTIL - _DUE_FROM) * jitter
+    return credential.expires_at - (1 - part) * credential.renewed_lifetime
 
 
 def issuer_rank(
@@ -169,14 +174,10 @@ def outlasts(new: Credential, old: Credential) -> bool:
 
 
 def _begins(credential: Credential) -> tuple[tuple[Phase, float], ...]:
+    ends, life = credential.expires_at, credential.expires_at - credential.issued_at
     return (
         (Phase.DUE, due_at(credential)),
-        (Phase.EXPIRING, _instant(credential, _EXPIRING_FROM)),
-        (Phase.EXPIRED, credential.expires_at),
-        (Phase.LATE, credential.expires_at + GRACE),
+        (Phase.EXPIRING, ends - (1 - _EXPIRING_FROM) * life),
+        (Phase.EXPIRED, ends),
+        (Phase.LATE, ends + GRACE),
     )
-
-
-def _instant(credential: Credential, part: float) -> float:
-    life = credential.expires_at - credential.issued_at
-    return credential.issued_at + part * life

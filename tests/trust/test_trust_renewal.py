@@ -317,6 +317,13 @@ def test_a_credential_without_end_stays_fresh():
     assert next_phase_at(last(CHAIN_A, A), WALL) is None
 
 
+def test_what_was_cut_short_is_due_as_soon_as_it_would_have_been():
+    cut = replace(last(CHAIN_B, B), expires_at=WALL + 8 * DAY, lifetime=MONTH)
+
+    assert phase(cut, WALL) is Phase.DUE, "a third of thirty days is more than eight"
+    assert phase(cut, WALL + 7 * DAY) is Phase.EXPIRING, "a sixth of eight days"
+
+
 def test_members_admitted_together_do_not_ask_together():
     keys = [NodeKey(bytes([number]) * 32) for number in range(100)]
     credential = last(CHAIN_B, B)
