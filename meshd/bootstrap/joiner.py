@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from meshd.bootstrap.events import JoinerEvent
     from meshd.bootstrap.messages import Answer, Introduction
     from meshd.keys import BootstrapKey, MeshId, NodeKey
+    from meshd.trust.roots import Roots
     from meshd.wg.types import Endpoint
 
 SEED_ENDPOINTS_MAX = 16
@@ -112,13 +113,16 @@ class Joiner:
         rng: Random,
         now: float,
         config: JoinerConfig | None = None,
+        roots: Roots | None = None,
     ) -> None:
+        """`roots` are those known here; none stands for the mesh id alone."""
         self._key = key
         self._mesh = mesh
         self._bootstrap_key = bootstrap_key
         self._seeds = tuple(seeds)
         self._introduction = introduction
         self._cache = cache
+        self._roots = roots
         self._rng = rng
         self._config = config or JoinerConfig()
         self._endpoints: tuple[Endpoint, ...] = ()
@@ -308,7 +312,7 @@ class Joiner:
                 payload, binding = attempt.handshake.read_answer_untrusted(message)
             except BadPacket:
                 continue  # to another of our requests, perhaps
-            answer = open_answer_untrusted(payload, binding, self._mesh, self._cache)
+            answer = open_answer_untrusted(payload, binding, self._mesh, self._cache, self._roots)
             return answer, now - attempt.began_at, self._chain_untrusted(answer)
         raise BadPacket("answer to no request of ours")
 

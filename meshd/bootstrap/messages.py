@@ -16,6 +16,8 @@
                                               6 chain        array of blob or int
                                               7 code         } a refusal
                                               8 text         }
+                                             64 successions  array of blob: to roots that are
+                                                             newer than that of the record shown
                                              65 revocation   blob: what puts the newcomer out
 
 Rule 1: signatures cover the handshake's binding and the body.  So none can be taken into another
@@ -29,8 +31,9 @@ Rule 3: a request can be read, and sent again, by every holder of the bootstrap 
 
 Rule 4: an int in the chain stands for that link of the chain in the answering member's record.
 
-Rule 5: the signer of an answer is the node of its record, whose chain leads to the mesh key: a
-        token does not let anybody pose as a member.
+Rule 5: the signer of an answer is the node of its record, whose chain leads to a root that the
+        newcomer knows, or that one follows by the successions in the answer: a token does not let
+        anybody pose as a member.
 
 A member that may not admit hands the request to one that may, inside the tunnel, with the binding
 (`AdmissionRequest`); that one verifies all of it again and sends its verdict (`AdmissionVerdict`).
@@ -48,19 +51,20 @@ from meshd.codec import Fields, network_untrusted, pack, pack_address, pack_netw
 from meshd.errors import BadPacket
 from meshd.keys import KEY_BYTES, SIGNATURE_BYTES, NodeId
 from meshd.trust.admission import Application
-from meshd.trust.credential import CHAIN_LENGTH_MAX, CREDENTIAL_BYTES_MAX
+from meshd.trust.credential import CHAIN_LENGTH_MAX, CREDENTIAL_BYTES_MAX, CredentialCache
 from meshd.trust.fact import FACT_BYTES_MAX
 from meshd.trust.grammar import NAME_BYTES_MAX
 from meshd.trust.invite import INVITE_BYTES_MAX, open_invite_untrusted
 from meshd.trust.record import RECORD_BYTES_MAX, open_record_untrusted
 from meshd.trust.refusal import REFUSAL_TEXT_BYTES_MAX, Refusal, RefusalCode, refusal_untrusted
+from meshd.trust.roots import Roots
 from meshd.trust.signed import Statement, signature, verify_signature_untrusted
+from meshd.trust.succession import ROOTS_MAX, SUCCESSION_BYTES_MAX
 from meshd.underlay import DATAGRAM_BYTES_MAX, HEADER_BYTES, MAGIC, pad, unpad_untrusted
 from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
     from meshd.keys import InviteKey, MeshId, NodeKey
-    from meshd.trust.credential import CredentialCache
     from meshd.trust.record import Record
 
 VERSION = 1
@@ -71,6 +75,10 @@ CLOCK_MAX = 2**48 - 1
 PORT_MAX = 0xFFFF
 # What a verdict is about travels inside the tunnel, in a gossip datagram.
 HANDED_PAYLOAD_BYTES_MAX = 800
+# Of an answer, besides its record, its successions, and what may be cut: signature, clock, address,
+# prefix, the heads of maps and arrays, a code.
+_ANSWER_REST_BYTES = 160
+_BLOB_HEAD_BYTES = 3
 
 # What a newcomer gets: its chain, or () if it has brought its own; or a refusal.
 Verdict: TypeAlias = tuple[bytes, ...] | Refusal
@@ -116,6 +124,7 @@ class Answer:
     ipv4_prefix: IPv4Network
     verdict: Verdict
     revocation: bytes = b""  # what puts us out, if that is the reason; not yet verified
+    successions: tuple[bytes, ...] = ()  # verified, where they follow our newest root
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +214,13 @@ def encode_answer(
     ipv4_prefix: IPv4Network,
     wall: float,
     revocation: bytes = b"",
+    successions: tuple[bytes, ...] = (),
 ) -> bytes:
     """Return the payload of an answer by the member whose record and chain these are.
 
     What does not fit becomes a refusal; a revocation that does not fit is left out, and then a
-    refusal's text is cut.
+    refusal's text is cut.  Successions go before all of that, the oldest first, but a record of
+    the longest kind leaves no room for any.
     """
     body: dict[int, object] = {
         1: record,
@@ -218,6 +229,9 @@ def encode_answer(
         4: observed.port,
         5: pack_network(ipv4_prefix),
     }
+    room = PAYLOAD_BYTES - len(record) - _ANSWER_REST_BYTES
+    if successions := _fitting(successions, room):
+        body[64] = successions
     if not isinstance(verdict, Refusal):
         if verdict:
             known = {link: index for index, link in enumerate(chain)}
@@ -247,9 +261,13 @@ def encode_answer(
 
 
 def open_answer_untrusted(
-    payload: bytes, binding: bytes, mesh: MeshId, cache: CredentialCache
+    payload: bytes,
+    binding: bytes,
+    mesh: MeshId,
+    cache: CredentialCache,
+    roots: Roots | None = None,
 ) -> Answer:
-    """Parse and verify an answer's payload."""
+    """Parse and verify an answer's payload, seen from the roots that are known here."""
     fields = Fields.unpack_untrusted(unpad_untrusted(payload), what="answer")
     claimed = fields.blob(1, size=SIGNATURE_BYTES)
     packed = fields.blob(3, maximum=PAYLOAD_BYTES)
@@ -270,7 +288,12 @@ def open_answer_untrusted(
         code = body.uint(7)
         refusal = refusal_untrusted(code, body.text(8, bytes_max=REFUSAL_TEXT_BYTES_MAX))
     revocation = body.blob(65, maximum=FACT_BYTES_MAX) if body.has(65) else b""
+    successions = body.blobs(64, count_max=ROOTS_MAX, bytes_max=SUCCESSION_BYTES_MAX)
     body.done()
+    if successions:
+        # Adopted by nobody yet: that is for the ledger, when all of the answer has been verified.
+        cache = CredentialCache()
+        cache.roots = (roots or Roots.first(mesh)).grown_untrusted(successions).keys
     seed, _ = open_record_untrusted(blob, mesh, cache)
     verify_signature_untrusted(Statement.ANSWER, mesh, seed.node, binding + packed, claimed)
     return Answer(
@@ -281,6 +304,7 @@ def open_answer_untrusted(
         ipv4_prefix=ipv4_prefix,
         verdict=refusal or tuple(_link_untrusted(link, seed.chain) for link in links),
         revocation=revocation,
+        successions=successions,
     )
 
 
@@ -331,6 +355,17 @@ def decode_admission_verdict_untrusted(data: bytes) -> AdmissionVerdict:
 def _sealed_answer(body: dict[int, object], *, key: NodeKey, mesh: MeshId, binding: bytes) -> bytes:
     packed = pack(body)
     return pad(pack({1: signature(Statement.ANSWER, mesh, key, binding + packed), 3: packed}), 0)
+
+
+def _fitting(blobs: tuple[bytes, ...], room: int) -> tuple[bytes, ...]:
+    """Return the first of several blobs that fit."""
+    fitting: list[bytes] = []
+    for blob in blobs:
+        room -= len(blob) + _BLOB_HEAD_BYTES
+        if room < 0:
+            break
+        fitting.append(blob)
+    return tuple(fitting)
 
 
 def _link_untrusted(link: object, chain: tuple[bytes, ...]) -> bytes:

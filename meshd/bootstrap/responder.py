@@ -9,7 +9,7 @@
        │◀───────────────────────│
 
 Rule 1: whoever does not have the bootstrap key gets no answer and costs one hash chain and one
-        decryption: no table, no signature, no key agreement.
+        decryption, two where there is an older key: no table, no signature, no key agreement.
 
 Rule 2: there are two doors, each with a limit of its own.  The first is for requests from a source
         that is yet unproven; when it is crowded they are not judged, but get a cookie.  The second
@@ -23,6 +23,10 @@ Rule 4: an exact repeat is dropped while it is remembered.  After that it is ans
         and only the one who made the request can read that.
 
 Rule 5: no answer is longer than the question.
+
+Rule 6: after a change of the bootstrap key the one before still opens requests that bring a record,
+        for members that were away.  A request with an invite under it gets silence: changing the
+        key is what makes tokens void.
 """
 
 from __future__ import annotations
@@ -118,10 +122,11 @@ class Responder:
         *,
         rng: Random,
         now: float,
+        older_bootstrap_key: BootstrapKey | None = None,
     ) -> None:
         self._key = key
         self._mesh = mesh
-        self._bootstrap_key = bootstrap_key
+        self.rekey(bootstrap_key, older_bootstrap_key)
         self._rng = rng
         self._replays = ReplayGuard(REPLAYS_REMEMBERED_MAX)
         self._unproven = TokenBucket(
@@ -134,13 +139,17 @@ class Responder:
             keys_max=SOURCES_MAX,
         )
         self._cookies = CookieMaker(rng=rng)
-        self._fresh = NoiseResponder(psk=bootstrap_key, prologue=PROLOGUE)
         self._pending: dict[bytes, _Pending] = {}  # by reference, oldest first
         self._outbox: list[Outgoing] = []
         self._events: deque[ResponderEvent] = deque()
         self._counts: Counter[str] = Counter()
 
     # Inputs
+
+    def rekey(self, bootstrap_key: BootstrapKey, older: BootstrapKey | None) -> None:
+        """Take the present bootstrap key, and the one before."""
+        self._bootstrap_keys = (bootstrap_key,) if older is None else (bootstrap_key, older)
+        self._fresh = [_fresh(key) for key in self._bootstrap_keys]
 
     def receive_datagram(
         self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
@@ -176,10 +185,12 @@ class Responder:
         ipv4_prefix: IPv4Network,
         wall: float,
         revocation: bytes = b"",
+        successions: tuple[bytes, ...] = (),
     ) -> bool:
         """Seal the answer to a request.  `record` and `chain` are this member's own.
 
-        `revocation` is what puts the newcomer out, if that is why it is refused.
+        `revocation` is what puts the newcomer out, if that is why it is refused; `successions` are
+        those by which our root follows the one it knows.
 
         Return whether the request was still waiting.
         """
@@ -203,6 +214,7 @@ class Responder:
             ipv4_prefix=ipv4_prefix,
             wall=wall,
             revocation=revocation,
+            successions=successions,
         )
         datagram = header(DatagramType.BOOTSTRAP_ANSWER) + pending.handshake.write_answer(payload)
         assert len(datagram) <= DATAGRAM_BYTES_MAX
@@ -246,9 +258,7 @@ class Responder:
         if mark in self._replays:
             self._counts["replayed"] += 1
             return False
-        handshake = self._fresh  # which a request that does not open leaves as it is
-        padded, binding = handshake.read_request_untrusted(message)
-        self._fresh = NoiseResponder(psk=self._bootstrap_key, prologue=PROLOGUE)
+        age, handshake, padded, binding = self._open_untrusted(message)
         self._replays.add(mark)
         proven = None
         if code and hmac.compare_digest(
@@ -258,7 +268,7 @@ class Responder:
         if not self._may_enter(proven, now):
             self._counts["limited"] += 1
             if proven is None:
-                self._send_cookie(mark, source, local, now)
+                self._send_cookie(mark, source, local, self._bootstrap_keys[age], now)
             return False
         payload = unpad_untrusted(padded)
         request = open_request_untrusted(payload, binding, self._mesh)
@@ -267,11 +277,24 @@ class Responder:
         reference = binding[:REFERENCE_BYTES]
         handover = None
         if request.application is not None:
+            if age:
+                raise BadPacket("invite under an older bootstrap key")
             handover = AdmissionRequest(reference, binding, payload)
         self._pending[reference] = _Pending(handshake, source, local, now, proven)
         self._counts["opened"] += 1
         self._events.append(RequestOpened(reference, request, source, handover))
         return True
+
+    def _open_untrusted(self, message: bytes) -> tuple[int, NoiseResponder, bytes, bytes]:
+        """Open a request.  Return by which of our keys, the handshake, its payload and binding."""
+        for age, handshake in enumerate(self._fresh):
+            try:
+                padded, binding = handshake.read_request_untrusted(message)
+            except BadPacket:
+                continue  # which leaves the handshake as it is
+            self._fresh[age] = _fresh(self._bootstrap_keys[age])
+            return age, handshake, padded, binding
+        raise BadPacket("handshake does not open")
 
     def _may_enter(self, proven: bytes | None, now: float) -> bool:
         """Ask for room and for tokens at the door that is a request's: rule 2."""
@@ -286,15 +309,19 @@ class Responder:
         )
 
     def _send_cookie(
-        self, mark: bytes, source: Endpoint, local: IPAddress | None, now: float
+        self, mark: bytes, source: Endpoint, local: IPAddress | None, key: BootstrapKey, now: float
     ) -> None:
         self._counts["cookies"] += 1
-        sealed = self._cookies.sealed(source, mark, self._bootstrap_key, now)
+        sealed = self._cookies.sealed(source, mark, key, now)
         datagram = header(DatagramType.BOOTSTRAP_COOKIE) + sealed
         self._outbox.append(Outgoing(datagram, source, local))
 
 
 _REQUESTS = {DatagramType.BOOTSTRAP_REQUEST, DatagramType.REQUEST_WITH_COOKIE}
+
+
+def _fresh(key: BootstrapKey) -> NoiseResponder:
+    return NoiseResponder(psk=key, prologue=PROLOGUE)
 
 
 def _split(kind: DatagramType, datagram: bytes) -> tuple[bytes, bytes, bytes]:
