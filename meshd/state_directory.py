@@ -4,7 +4,14 @@
 | ---------- | ----------------------------------------------------------------- |
 | `lock`     | held (flock) for as long as a daemon runs; its text is the pid    |
 | `node.key` | the seed of the node key in base64, mode 0600; made here, once    |
-| `mesh.db`  | all else: see `store`                                             |
+| `mesh.db`  | all else, mode 0600: see `store`                                  |
+
+Others may read none of it: the directory is made 0700 at every start, and a file that belongs to
+another user, or that others have been given a right to, is refused rather than mended, since what
+it holds may be known by then.
+
+The node key may be a credential of systemd's instead, `meshd.node-key`, with the text that the file
+would have.  Then there must be no such file.
 
 What this run has created is remembered until it is clear that the start succeeds, so that a start
 that fails leaves nothing half-done behind.
@@ -19,16 +26,18 @@ import os
 import secrets
 import stat
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshd.errors import StartError
 from meshd.keys import KEY_BYTES, NodeKey
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
 LOCK_NAME = "lock"
 KEY_NAME = "node.key"
+KEY_CREDENTIAL = "meshd.node-key"
 KEY_FILE_BYTES_MAX = 256
 DIRECTORY_MODE = 0o700
 KEY_MODE = 0o600
@@ -67,9 +76,16 @@ class StateDirectory:
             raise
         return cls(path, lock, created)
 
-    def node_key(self) -> NodeKey:
-        """Return this node's key, made on the first call ever.  Raise StartError."""
+    def node_key(self, given: NodeKey | None = None) -> NodeKey:
+        """Return this node's key, made on the first call ever unless given.  Raise StartError."""
         path = self.path / KEY_NAME
+        if given is not None:
+            if path.exists():
+                raise StartError(
+                    f"{path}: is there beside the credential {KEY_CREDENTIAL}; remove it if that "
+                    "holds the same key, or else do not give the credential"
+                )
+            return given
         try:
             return _read_key(path)
         except FileNotFoundError:
@@ -130,6 +146,38 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def given_node_key(environment: Mapping[str, str]) -> NodeKey | None:
+    """Return the node key that systemd has given us, if it has.  Raise StartError."""
+    directory = environment.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        return None
+    path = Path(directory) / KEY_CREDENTIAL
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise StartError(f"credential {path}: cannot be read: {exc.strerror}") from exc
+    return _parse_key(content, f"credential {path}")
+
+
+def check_private(path: Path) -> None:
+    """Raise StartError, or OSError, unless a file is ours and nobody else has a right to it."""
+    _check_private(path, path.stat())
+
+
+def _check_private(path: Path, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
+        raise StartError(
+            f"{path}: belongs to user {status.st_uid} and meshd runs as {os.geteuid()}; chown it"
+        )
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise StartError(
+            f"{path}: has mode {stat.S_IMODE(status.st_mode):04o}, so others can act as this "
+            f"node; chmod 600 it (if others may have read it, move it away and join anew)"
+        )
+
+
 def _check_directory(path: Path) -> None:
     status = path.stat()
     if not stat.S_ISDIR(status.st_mode):
@@ -166,20 +214,16 @@ def _read_key(path: Path) -> NodeKey:
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         content = file.read(KEY_FILE_BYTES_MAX)
-    if status.st_uid != os.geteuid():
-        raise StartError(
-            f"{path}: belongs to user {status.st_uid} and meshd runs as {os.geteuid()}; chown it"
-        )
-    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise StartError(
-            f"{path}: has mode {stat.S_IMODE(status.st_mode):04o}, so others can act as this "
-            f"node; chmod 600 it (if others may have read it, move it away and join anew)"
-        )
+    _check_private(path, status)
+    return _parse_key(content, str(path))
+
+
+def _parse_key(content: bytes, where: str) -> NodeKey:
     try:
         return NodeKey(base64.b64decode(content.strip(), validate=True))
     except (ValueError, binascii.Error) as exc:
         raise StartError(
-            f"{path}: is damaged; put it back from a backup, "
+            f"{where}: is damaged; put it back from a backup, "
             "or move it away and join again as a new node"
         ) from exc
 

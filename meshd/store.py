@@ -38,7 +38,7 @@ from meshd.codec import address_untrusted, pack_address
 from meshd.errors import BadPacket, StartError, StoreError
 from meshd.keys import InviteId, MeshId, NodeId, fingerprint
 from meshd.sealing import Sealing, is_sealed
-from meshd.state_directory import StateDirectory
+from meshd.state_directory import KEY_CREDENTIAL, StateDirectory
 from meshd.store_schema import (
     create_database,
     damaged,
@@ -210,8 +210,8 @@ class Store:
         if stored is not None and stored != self.node_key.id:
             raise StartError(
                 f"{self._directory.path}: node.key is not the key that mesh.db belongs to; put "
-                "the right node.key (or its credential) back, or move mesh.db away and join again "
-                "as this node"
+                f"the right node.key back, or the credential {KEY_CREDENTIAL} if it was one, or "
+                "move mesh.db away and join again as this node"
             )
 
     def _seal_secrets(self) -> None:

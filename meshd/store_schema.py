@@ -7,10 +7,11 @@ empty or short was damaged, and is never taken for a fresh one.
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from meshd.errors import StartError
+from meshd.state_directory import check_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,9 +79,18 @@ def create_database(directory: StateDirectory, path: Path) -> None:
 
 def open_database(path: Path) -> sqlite3.Connection:
     """Open a database and bring it up to date.  Raise StartError without having touched it."""
+    for file in (path, *_beside(path)):
+        with suppress(FileNotFoundError):
+            check_private(file)
     with _nothing_left_beside(path):
         version = _judge(path)
         return _open(path, version)
+
+
+def overwrite_deleted(database: sqlite3.Connection) -> None:
+    """Leave nothing of what was replaced so far in the files.  Raise sqlite3.Error."""
+    database.execute("VACUUM")
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _open(path: Path, version: int) -> sqlite3.Connection:
@@ -91,6 +101,8 @@ def _open(path: Path, version: int) -> sqlite3.Connection:
         try:
             # Persistent from the first time on; readers and `kill -9` do not disturb it.
             database.execute("PRAGMA journal_mode = WAL")
+            # A key that was replaced is gone from the file, and not only from the table.
+            database.execute("PRAGMA secure_delete = ON")
             _migrate(database, version)
         except BaseException:
             database.close()

@@ -187,6 +187,7 @@ def damage_foreign(database: Path) -> None:
     connection.execute("CREATE TABLE music (title)")
     connection.commit()
     connection.close()
+    database.chmod(0o600)
 
 
 DAMAGES = [damage_truncate, damage_empty, damage_header, damage_pages, damage_foreign]
