@@ -618,6 +618,9 @@ class Engine:
 
     def _on_record(self, blob: bytes, source: NodeId, now: float, wall: float) -> None:
         """Judge a record that came in a probe, and let its sender in if it is a member's."""
+        if self.ledger.revocation(source) is not None:
+            self.bad_packets["probe from a revoked node"] += 1  # nothing it says is passed on
+            return
         try:
             self.learn(FactKind.RECORD, blob, now, wall)
         except BadPacket as exc:
