@@ -11,6 +11,7 @@ from meshd.control.snapshot import (
     PeerSnapshot,
     SelfSnapshot,
 )
+from meshd.daemon import invites
 from meshd.daemon.preshared import preshared_findings, psk_age
 from meshd.daemon.wording import listed
 from meshd.gossip.claim import MemberState
@@ -176,6 +177,7 @@ def engine_findings(engine: Engine) -> Iterator[HealthFinding]:
             f"as {shown}: for a name of its own, leave, move the state directory away and join "
             "with another --name",
         )
+    yield from invites.findings(engine)
     yield from _findings_of_members(engine)
 
 

@@ -450,9 +450,10 @@ class Agent:
         peer.holds = pong.held
         peer.installs_us = pong.installed
         peer.announced = peer.announced and pong.installed
-        peer.preshared_theirs = pong.preshared
-        self._events.append(PresharedHeard(peer.node, pong.preshared))
         self._choose(peer, now)
+        if peer.hear_preshared(pong.preshared):
+            # Before `PeerReady`: the first handshake needs the right key.
+            self._events.append(PresharedHeard(peer.node, pong.preshared))
         self._announce(peer)
         assert pong.observed is not None
         self._on_observed(peer.node, pong.observed, now)

@@ -53,6 +53,14 @@ class PeerCalling:
 
 
 @dataclass(frozen=True, slots=True)
+class PresharedHeard:
+    """A pong says which pre-shared keys its sender holds; None: it takes no part in them."""
+
+    node: NodeId
+    told: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class ReflexiveAddress:
     """A peer says where our datagrams come from, as it sees it.  One witness, not yet a belief."""
 
@@ -84,6 +92,7 @@ Event: TypeAlias = (
     | PeerReady
     | RecordReceived
     | PeerCalling
+    | PresharedHeard
     | ReflexiveAddress
     | ReflexiveChanged
     | BadPacketReceived

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from meshd.codec import IPAddress
     from meshd.keys import NodeId
+    from meshd.path.wire import Probe
     from meshd.trust.record import Candidate
     from meshd.underlay import TokenBucket
 
@@ -74,13 +75,19 @@ class Pair:
 class Peer:
     """One admitted member other than ourselves."""
 
-    def __init__(self, node: NodeId, *, answers: TokenBucket, now: float) -> None:
+    def __init__(
+        self, node: NodeId, *, answers: TokenBucket, now: float, preshared: bytes | None = None
+    ) -> None:
         self.node = node
         self.answers = answers  # how many of its pings we answer
         self.sequence = 0  # of its record, as we hold it
         self.holds = 0  # sequence of our record, as it holds it
         self.installed = False  # it is a peer in our kernel
         self.installs_us = False  # we are a peer in its kernel, by its last pong
+        self.rekeyed = False  # it was heard under the present bootstrap key
+        self.preshared_ours = preshared  # what our probes say of pre-shared keys
+        self.preshared_theirs: bytes | None = None  # what it said last, in a pong or elsewhere
+        self.preshared_heard = False  # in a pong
         self.pairs: dict[Endpoint, Pair] = {}
         self.selected: Pair | None = None
         self.in_kernel: Endpoint | None = None  # the endpoint last observed there
@@ -94,6 +101,19 @@ class Peer:
     def proven(self) -> bool:
         """Whether the pair in use has been proven since that was last demanded."""
         return self.selected is not None and self.selected.proven_at >= self.demanded_at
+
+    def hear_preshared(self, told: bytes | None) -> bool:
+        """Take what a pong says of pre-shared keys.  Return whether that is news."""
+        news = not self.preshared_heard or told != self.preshared_theirs
+        self.preshared_heard, self.preshared_theirs = True, told
+        return news
+
+    def differs(self, ping: Probe) -> bool:
+        """Whether a ping tells of other pre-shared keys than we know of, so that one is to ask.
+
+        Until that is known a handshake might fail, and would be tried again after 5 s only.
+        """
+        return ping.preshared != self.preshared_theirs and bool(self.preshared_ours)
 
     @property
     def ready(self) -> bool:

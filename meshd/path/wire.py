@@ -17,13 +17,18 @@
      5   sequence     both        sequence of the sender's own record; absent = 0
      6,7 observed     pong        address and port the ping came from
      8   record       ping        the sender's record, verbatim
+    64   preshared    both        tags of the pre-shared keys it holds for this pair (8 bytes
+                                  each, see `meshd.preshared.keys`); absent = takes no part
 
 Rule 1: the outer box keeps strangers out and senders private; the inner box proves the sender.
         Its key depends on the direction, so a ping cannot be turned round and sent back.
 
 Rule 2: a probe without a record is padded to one size, so no pong is longer than its ping.
 
-Rule 3: opening proves who made a probe, not when.  What follows from a ping must be harmless when
+Rule 3: after a change of the bootstrap key the one before opens the outer box as well, for those
+        who have not heard of it.  Who has made a probe is proven by the inner box in either case.
+
+Rule 4: opening proves who made a probe, not when.  What follows from a ping must be harmless when
         it is an old one, and a pong counts only for a transaction that is open.
 """
 
@@ -53,10 +58,12 @@ from meshd.wg.types import Endpoint
 NONCE_BYTES = 24
 TAG_BYTES = 16
 TRANSACTION_BYTES = 8
-BODY_BYTES_MIN = 64  # above the longest body without a record
+BODY_BYTES_MIN = 96  # above the longest body without a record
+PRESHARED_BYTES_MAX = 16
 PAIR_KEYS_MAX = 4096
 
 _TYPE, _TRANSACTION, _INSTALLED, _HELD, _SEQUENCE, _ADDRESS, _PORT, _RECORD = range(1, 9)
+_PRESHARED = 64
 
 
 class ProbeType(enum.IntEnum):
@@ -77,6 +84,7 @@ class Probe:
     sequence: int
     observed: Endpoint | None = None  # in every pong, in no ping
     record: bytes | None = None  # in pings only
+    preshared: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +94,33 @@ class SealedProbe:
     sender: NodeId  # claimed: proven by opening the inner box
     nonce: bytes
     box: bytes
+    older: bool = False  # by the key before: it may not know the present one
 
 
 class ProbeSealer:
     """Seals and opens the probes of one node in one mesh."""
 
-    def __init__(self, key: NodeKey, mesh: MeshId, bootstrap_key: BootstrapKey) -> None:
+    def __init__(
+        self,
+        key: NodeKey,
+        mesh: MeshId,
+        bootstrap_key: BootstrapKey,
+        older: BootstrapKey | None = None,
+    ) -> None:
         self._key = key
         self._mesh = mesh
-        self._probe_key = fingerprint(mesh, bootstrap_key, size=KEY_BYTES, person=b"meshd.probe")
+        self.rekey(bootstrap_key, older)
         self._pair_keys: dict[NodeId, tuple[bytes, bytes]] = {}  # (to, from), oldest use first
+
+    def rekey(self, bootstrap_key: BootstrapKey, older: BootstrapKey | None) -> None:
+        """Take the present bootstrap key, and the one before (rule 3)."""
+        self._probe_key = self._probe_key_of(bootstrap_key)
+        self._older_probe_key = None if older is None else self._probe_key_of(older)
+
+    @property
+    def has_older(self) -> bool:
+        """Whether there are members that may only know the key before."""
+        return self._older_probe_key is not None
 
     def can_seal(self, target: NodeId) -> bool:
         """Whether there is a key for this pair: an id may sign and yet be no key to agree on."""
@@ -105,27 +130,41 @@ class ProbeSealer:
             return False
         return True
 
-    def seal(self, probe: Probe, target: NodeId, nonce: bytes) -> bytes:
+    def seal(self, probe: Probe, target: NodeId, nonce: bytes, *, older: bool = False) -> bytes:
         """Return the datagram for a probe.  The nonce is used once; 24 random bytes are.
 
-        The target is one that `can_seal` has accepted.
+        The target is one that `can_seal` has accepted.  `older`: for who may only know the key
+        before, if there is one.
         """
+        probe_key = self._older_probe_key if older else None
         to_target, _ = self._keys_untrusted(target)
         body = pad(_encode(probe), BODY_BYTES_MIN)
         inner = bytes(self._key.id) + _seal(body, nonce, to_target)
-        datagram = header(DatagramType.PATH_PROBE) + nonce + _seal(inner, nonce, self._probe_key)
+        datagram = (
+            header(DatagramType.PATH_PROBE)
+            + nonce
+            + _seal(inner, nonce, probe_key or self._probe_key)
+        )
         assert len(datagram) <= DATAGRAM_BYTES_MAX, "records are bounded so that this fits"
         return datagram
 
     def open_sender_untrusted(self, datagram: bytes) -> SealedProbe:
-        """Open the outer box: one symmetric decryption."""
+        """Open the outer box: one symmetric decryption, two where there is an older key."""
         if datagram_type_untrusted(datagram) is not DatagramType.PATH_PROBE:
             raise BadPacket("not a probe")
         nonce = datagram[HEADER_BYTES : HEADER_BYTES + NONCE_BYTES]
-        inner = _open_untrusted(datagram[HEADER_BYTES + NONCE_BYTES :], nonce, self._probe_key)
+        box = datagram[HEADER_BYTES + NONCE_BYTES :]
+        older = False
+        try:
+            inner = _open_untrusted(box, nonce, self._probe_key)
+        except BadPacket:
+            if self._older_probe_key is None:
+                raise
+            inner = _open_untrusted(box, nonce, self._older_probe_key)
+            older = True
         if len(inner) < KEY_BYTES:
             raise BadPacket("probe too short")
-        return SealedProbe(NodeId(inner[:KEY_BYTES]), nonce, inner[KEY_BYTES:])
+        return SealedProbe(NodeId(inner[:KEY_BYTES]), nonce, inner[KEY_BYTES:], older)
 
     def open_probe_untrusted(self, sealed: SealedProbe) -> Probe:
         """Open the inner box: a key agreement for a sender not met lately, and a decryption."""
@@ -148,6 +187,9 @@ class ProbeSealer:
         if len(self._pair_keys) > PAIR_KEYS_MAX:
             del self._pair_keys[next(iter(self._pair_keys))]
         return keys
+
+    def _probe_key_of(self, bootstrap_key: BootstrapKey) -> bytes:
+        return fingerprint(self._mesh, bootstrap_key, size=KEY_BYTES, person=b"meshd.probe")
 
     def _pair_key(self, shared: bytes, sender: NodeId, receiver: NodeId) -> bytes:
         return fingerprint(
@@ -186,6 +228,8 @@ def _encode(probe: Probe) -> bytes:
     if probe.record is not None:
         assert probe.type is ProbeType.PING
         fields[_RECORD] = probe.record
+    if probe.preshared is not None:
+        fields[_PRESHARED] = probe.preshared
     return pack(fields)
 
 
@@ -212,6 +256,9 @@ def _decode_untrusted(body: bytes) -> Probe:
         sequence=fields.uint(_SEQUENCE, default=0),
         observed=observed,
         record=record,
+        preshared=(
+            fields.blob(_PRESHARED, maximum=PRESHARED_BYTES_MAX) if fields.has(_PRESHARED) else None
+        ),
     )
     fields.done()
     return probe

@@ -1,4 +1,5 @@
 import contextlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,14 @@ from meshd.codec import pack
 from meshd.errors import BadPacket
 from meshd.keys import BootstrapKey, MeshKey
 from meshd.path import wire
-from meshd.path.wire import BODY_BYTES_MIN, Probe, ProbeSealer, ProbeType, SealedProbe
+from meshd.path.wire import (
+    BODY_BYTES_MIN,
+    PRESHARED_BYTES_MAX,
+    Probe,
+    ProbeSealer,
+    ProbeType,
+    SealedProbe,
+)
 from meshd.trust.record import RECORD_BYTES_MAX
 from meshd.underlay import DATAGRAM_BYTES_MAX
 from meshd.wg.types import Endpoint
@@ -27,6 +35,7 @@ pings = st.builds(
     held=uint64,
     sequence=uint64,
     record=st.none() | st.binary(max_size=RECORD_BYTES_MAX),
+    preshared=st.none() | st.binary(max_size=PRESHARED_BYTES_MAX),
 )
 pongs = st.builds(
     Probe,
@@ -36,6 +45,7 @@ pongs = st.builds(
     held=uint64,
     sequence=uint64,
     observed=endpoints,
+    preshared=st.none() | st.binary(max_size=PRESHARED_BYTES_MAX),
 )
 PING = Probe(ProbeType.PING, b"12345678", installed=True, held=3, sequence=2**48)
 PONG = Probe(
@@ -66,6 +76,7 @@ def test_no_pong_is_longer_than_a_ping(ping, pong):
 
 def test_a_ping_with_the_longest_record_fits():
     probe = Probe(ProbeType.PING, bytes(8), True, 2**64 - 1, 2**64 - 1, record=bytes(1000))
+    probe = replace(probe, preshared=bytes(PRESHARED_BYTES_MAX))
 
     assert len(sealer(A).seal(probe, B.id, NONCE)) <= DATAGRAM_BYTES_MAX
 
@@ -163,6 +174,19 @@ def test_probes_without_a_record_have_one_length():
     assert lengths == {5 + 24 + 16 + 32 + 16 + BODY_BYTES_MIN}
 
 
+def test_the_longest_pong_is_no_longer_than_a_ping():
+    long = replace(
+        PONG,
+        installed=True,
+        held=2**64 - 1,
+        sequence=2**64 - 1,
+        observed=endpoint("2001:db8::1", 65535),
+        preshared=bytes(PRESHARED_BYTES_MAX),
+    )
+
+    assert len(sealer(A).seal(long, B.id, NONCE)) == len(sealer(A).seal(PING, B.id, NONCE))
+
+
 def test_an_id_that_is_no_key_cannot_be_sealed_for():
     assert sealer(A).can_seal(B.id)
     assert not sealer(A).can_seal(type(A.id)(bytes(32)))
@@ -182,8 +206,9 @@ def test_the_bytes_on_the_wire_do_not_change():
     datagram = sealer(A).seal(PING, B.id, NONCE)
 
     assert datagram.hex() == (
-        "6d65736803000102030405060708090a0b0c0d0e0f10111213141516170cdc95b5e164d4aed7fedac6be1527"
-        "ad0c67f07050dad6ce7c7b612bf5f4d60a67e8f358f72bd23cc2fa72912165f92e197aead380b079ae2ee057"
-        "29ae13a3029a7ce4ae9239c9577ebc2b9ee2f17771eb27abd8cdfaea508f7152a147ee9a09ab2306c5e536f3"
-        "db725d9f76f28b7f18967c7f17ef4437ad7419d9535be57b45"
+        "6d65736803000102030405060708090a0b0c0d0e0f1011121314151617c35036eb900446e20915954556756e"
+        "200c67f07050dad6ce7c7b612bf5f4d60a67e8f358f72bd23cc2fa72912165f92e7a210c36bc925dda01b991"
+        "1ca514f7ca9a7ce4ae9239c9577ebc2b9ee2f17771eb27abd8cdfaea508f7152a147ee9a09ab2306c5e536f3"
+        "db725d9f76f28b7f18967c7f17ef4437ad7419d9535be57b45d8b19e9e53ebbad583711abb7096a8f9d56ad3"
+        "91a1eefd6c9d6579813babd09d"
     )
