@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from meshd import keys
+from meshd.control.socket import ControlSocket
 from meshd.errors import BadPacket, StartError
 from meshd.keys import MeshId, NodeKey
 from meshd.sealing import Sealing, is_sealed
@@ -224,3 +225,30 @@ def test_no_secret_type_shows_its_bytes():
         forms = [bytes(held).hex(), base64.b64encode(held).decode(), repr(bytes(held))[2:-1]]
         for text in texts:
             assert not any(form in text for form in forms), (kind, text)
+
+
+# The control socket
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o777], ids=oct)
+def test_a_directory_in_which_others_could_replace_the_socket_is_refused(tmp_path, mode):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    directory.chmod(mode)
+
+    with pytest.raises(StartError, match=rf"run: has mode {mode:04o}.*chmod go-w"):
+        ControlSocket.listen(directory / "mesh0.sock")
+
+    assert list(directory.iterdir()) == []
+    directory.chmod(mode | 0o1000)  # as /tmp: nobody replaces what is another's
+    ControlSocket.listen(directory / "mesh0.sock").close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give directories away")
+def test_a_directory_of_another_user_is_no_place_for_the_socket(tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    os.chown(directory, 4711, 4711)
+
+    with pytest.raises(StartError, match="belongs to user 4711, who could pose as this daemon"):
+        ControlSocket.listen(directory / "mesh0.sock")

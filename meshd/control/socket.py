@@ -1,7 +1,8 @@
 """The control socket's file: `RUNTIME_DIR/INTERFACE.sock`.
 
-Whoever may open the file may command the daemon, so its mode is the whole access control.  A
-socket left behind by a daemon that was killed is replaced; one that answers never is.
+Whoever may open the file may command the daemon, so its mode is the whole access control; and
+whoever may write to its directory could put a socket of their own in its place, and hear what is
+asked and told there.  A socket left behind by a daemon that was killed is replaced; one that answers never is.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class ControlSocket:
             )
         try:
             _make_directory(path.parent)
+            _check_directory(path.parent)
             _remove_stale(path)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
@@ -78,6 +80,21 @@ def _make_directory(directory: Path) -> None:
         parent.mkdir(exist_ok=True)
         # Regardless of the umask: unprivileged clients may look for the socket.
         parent.chmod(DIRECTORY_MODE)
+
+
+def _check_directory(directory: Path) -> None:
+    """Refuse a directory in which others may put, or replace, what they like."""
+    status = directory.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise StartError(
+            f"{directory}: belongs to user {status.st_uid}, who could pose as this daemon; "
+            "chown it, or choose another --runtime-dir"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+        raise StartError(
+            f"{directory}: has mode {stat.S_IMODE(status.st_mode):04o}, so others could pose as "
+            "this daemon; chmod go-w it, or choose another --runtime-dir"
+        )
 
 
 def _remove_stale(path: Path) -> None:
