@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.wg.diff import diff_device
+from meshd.wg.diff import diff_device, renewal
 from meshd.wg.types import DeviceSpec, Endpoint, PeerChange, PeerSpec
 from wg.fake_device import EMPTY_PEER, FakeDevice, owners
 from wg.wg_strategies import (
@@ -248,3 +248,26 @@ def test_no_secret_shows_in_a_change():
         for key in (secret, preshared):
             assert key.hex() not in repr(value)
             assert repr(bytes(key)) not in repr(value)
+
+
+def test_a_peer_that_has_had_a_session_is_not_renewed():
+    desired = spec(A=having(X), B=having(Y))
+    device = holding(desired)
+    shaken = replace(device.observe().peers[A], last_handshake_time=1.0)
+    status = replace(device.observe(), peers={**device.observe().peers, A: shaken})
+
+    assert renewal(desired, status, [A]) is None
+    change = renewal(desired, status, [A, B, C])
+    assert change is not None
+    assert [peer.public_key for peer in change.peers] == [B, B]
+
+
+@given(device_specs())
+def test_a_renewed_peer_is_as_desired(desired):
+    device = holding(desired)
+
+    change = renewal(desired, device.observe(), list(desired.peers))
+    if change is not None:
+        device.apply(change)
+
+    assert_as_desired(device.observe(), desired)
