@@ -2,7 +2,8 @@
 
 Whoever may open the file may command the daemon, so its mode is the whole access control; and
 whoever may write to its directory could put a socket of their own in its place, and hear what is
-asked and told there.  A socket left behind by a daemon that was killed is replaced; one that answers never is.
+asked and told there.  A socket left behind by a daemon that was killed is replaced; one that
+answers never is.
 """
 
 from __future__ import annotations
