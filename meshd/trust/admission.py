@@ -11,8 +11,10 @@ Rule 2: an invite's time is judged by the admitting member's own clock, without 
         both times, so that a wrong clock shows.
 
 Rule 3: admission is idempotent.  The same joiner with the same invite gets the same credential
-        from the same member, and spends the invite once, however often it asks.  (An invite
-        without limit leaves no trace: there each answer bears its own date.)
+        from the same member, and spends the invite once, however often it asks within
+        RETRY_LIFETIME.  (An invite without limit leaves no trace: there each answer bears its own
+        date.)  After that a token that was used is used up for its user as well: it is no way to
+        go on for ever.
 
 Rule 4: a joiner that was a member before keeps its time of first admission, and so its name and
         its address.
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from meshd.keys import InviteId, NodeId, NodeKey
     from meshd.trust.invite import Invite
     from meshd.trust.ledger import Ledger
+
+RETRY_LIFETIME = 7 * 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ def _judge_inviter(ledger: Ledger, invite: Invite, wall: float) -> Refusal | Non
 
 def _judge_invite(ledger: Ledger, invite: Invite, subject: NodeId, wall: float) -> Refusal | None:
     state = ledger.invite(invite.id)
-    if subject in state.winners:
+    if subject in state.winners and wall <= state.winners[subject] + RETRY_LIFETIME:
         return None  # rule 3: its answer was lost, and the time may have run out since
     if wall > invite.expires_at:
         return Refusal(
@@ -209,6 +213,12 @@ def _grant(
     extended = extend(chain, own, credential, key=key, ledger=ledger)
     if isinstance(extended, Refusal):
         return extended
+    if credential.expires_at and wall > credential.expires_at:
+        return Refusal(
+            RefusalCode.USED,
+            "the token has been used by this very node, and what it gave has expired; "
+            "ask for another one",
+        )
     if not invite.uses:
         return Admission(credential, extended, None)
     use = InviteUse(

@@ -3,7 +3,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from meshd.keys import InviteKey
-from meshd.trust.admission import Admission, Application, admit, withdraw
+from meshd.trust.admission import RETRY_LIFETIME, Admission, Application, admit, withdraw
 from meshd.trust.credential import verify_chain_untrusted
 from meshd.trust.grammar import WALL_MAX
 from meshd.trust.invite import open_invite_untrusted
@@ -141,13 +141,33 @@ def test_asking_another_member_spends_the_invite_only_once():
 
 
 def test_a_use_older_than_the_members_own_credential_still_gives_a_valid_chain():
-    chain = chain_to(B, by=A, through=CHAIN_A, name="b", admit=True, issued_at=WALL + YEAR)
+    chain = chain_to(
+        B, by=A, through=CHAIN_A, name="b", admit=True, issued_at=WALL + RETRY_LIFETIME
+    )
     ledger = world(record(record_blob(B, chain, sequence=2)), use(ask().use))
 
-    admission = ask(ledger, key=B, chain=chain, wall=WALL + YEAR)
+    admission = ask(ledger, key=B, chain=chain, wall=WALL + RETRY_LIFETIME)
 
     assert admission.credential.admitted_at == WALL
     assert verify_chain_untrusted(admission.chain, MESH, D.id, cache())
+
+
+def test_a_token_that_was_used_is_no_way_to_go_on_for_ever():
+    """Not even for its user, and though the credential of the member it asks is new."""
+    chain = chain_to(B, by=A, through=CHAIN_A, name="b", admit=True, issued_at=WALL + YEAR)
+    ledger = world(record(record_blob(B, chain, sequence=2)), use(ask().use))
+
+    late = ask(ledger, key=B, chain=chain, wall=WALL + RETRY_LIFETIME + 1)
+
+    assert refused(late) is RefusalCode.EXPIRED
+
+
+def test_a_lost_answer_that_has_expired_is_not_given_again():
+    invite = invite_blob(A, lifetime=HOUR)
+    ledger = world(use(ask(invite=invite).use))
+
+    assert isinstance(ask(ledger, invite=invite, wall=WALL + HOUR), Admission)
+    assert refused(ask(ledger, invite=invite, wall=WALL + HOUR + 1)) is RefusalCode.USED
 
 
 def test_a_single_use_invite_admits_one():
