@@ -24,16 +24,21 @@ Times: `now` is monotonic, `wall` is the wall clock; both in seconds, both alway
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meshd.addresses import overlay_address
 from meshd.engine import events
 from meshd.engine.admission import Admission
 from meshd.engine.approval import Approval
+from meshd.engine.clones import Clones
 from meshd.engine.counters import CounterWatch
 from meshd.engine.entry import Entry
+from meshd.engine.epochs import Epochs
 from meshd.engine.events import OverlayStream
+from meshd.engine.following import Following
 from meshd.engine.handover import Handover, is_handover, split
 from meshd.engine.invites import Invites
 from meshd.engine.presence import Presence
@@ -51,7 +56,7 @@ from meshd.path import events as path_events
 from meshd.path.agent import Agent
 from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
 from meshd.trust.credential import verify_chain_untrusted
-from meshd.trust.fact import FactKind
+from meshd.trust.fact import ABOUT_ONE_NODE, FactKind
 from meshd.trust.ledger import Ledger, Outcome
 from meshd.underlay import DatagramType, Timer, datagram_type_untrusted
 from meshd.wg.types import DeviceStatus
@@ -67,6 +72,7 @@ if TYPE_CHECKING:
     from meshd.engine.identity import Identity
     from meshd.engine.revoking import Draft
     from meshd.engine.rotation import WireGuardKeys
+    from meshd.engine.sealing import Draft as SealingDraft
     from meshd.gossip.cause import Cause
     from meshd.plan.plan import DesiredState
     from meshd.preshared.kem import Kem
@@ -102,13 +108,14 @@ class Engine:
         """`rng` must be unpredictable outside tests: nonces and keys are made from it."""
         self.identity = identity
         self.config = config
-        self.ledger = Ledger(identity.mesh)
+        self.ledger = Ledger(identity.mesh, roots=identity.roots)
         self.plan_revision = 0
         self.bad_packets: Counter[str] = Counter()
         self.device = DeviceStatus(private_key=None, listen_port=0, fwmark=0)
         self.key_conflicts: tuple[NodeId, ...] = ()  # members without a tunnel: see the plan
         self._events: deque[Event] = deque()
         self._overlay: list[tuple[bytes, IPv6Address]] = []
+        self.clones = Clones(self, rng=rng, wall=wall)
         self.presence = Presence(self, sequence=memory.sequence)
         self._wording = Wording(self.name_of, self.ledger.members)
         self._nodes_by_ipv6: dict[IPv6Address, NodeId] = {}
@@ -118,6 +125,7 @@ class Engine:
             identity.node_key,
             identity.mesh,
             identity.bootstrap_key,
+            older_bootstrap_key=identity.older_bootstrap_key,
             config=config.path,
             excluded=self.presence.networks,
             rng=rng,
@@ -137,11 +145,13 @@ class Engine:
         self._counters = CounterWatch(span=config.gossip.probe_timeout_min * 2 / 3, now=now)
         while self.gossip.next_event() is not None:
             pass  # those we remember have not just joined
-        self.entry = Entry(self, rng=rng, now=now)
+        self.entry = Entry(self, rng=rng, now=now, wall=wall)
         self.admission = Admission(self, rng=rng, now=now)
         self.approval = Approval(self, rng=rng, now=now)
         self.invites = Invites(self)
         self.revoking = Revoking(self)
+        self.following = Following(self, now=now)
+        self.epochs = Epochs(self, rng=rng, now=now)
         self.renewal = Renewal(self, rng=rng, now=now)
         self.rotation = Rotation(self, keys=memory.keys, rng=rng, now=now, wall=wall)
         self.preshared = Preshared(self, memory=memory.keyrings, rng=rng, now=now)
@@ -151,6 +161,8 @@ class Engine:
             Handover.KEY_CONFIRM: self.preshared,
             Handover.ADMISSION_REQUEST: self.admission,
             Handover.ADMISSION_VERDICT: self.admission,
+            Handover.BOOTSTRAP_WANTED: self.epochs,
+            Handover.BOOTSTRAP_KEY: self.epochs,
             Handover.REVOKED: self.revoking,
             Handover.RENEWAL_REQUEST: self.renewal,
             Handover.RENEWAL_VERDICT: self.renewal,
@@ -170,6 +182,8 @@ class Engine:
 
         Return whether it was let in.  If not, a short answer is all that may have come of it.
         """
+        if self.clones.silent:
+            return False
         try:
             kind = datagram_type_untrusted(datagram)
         except BadPacket as exc:
@@ -229,6 +243,9 @@ class Engine:
 
     def handle_timer(self, now: float, wall: float) -> None:
         """Do everything that is due."""
+        self.clones.handle_timer(now)
+        if self.clones.silent:
+            return
         self.path.handle_timer(now)
         self.gossip.handle_timer(now)
         self.entry.handle_timer(now, wall)
@@ -237,6 +254,8 @@ class Engine:
         self.preshared.handle_timer(now, wall)
         self.approval.handle_timer(now)
         self.renewal.handle_timer(now, wall)
+        self.following.handle_timer(now, wall)
+        self.epochs.handle_timer(now)
         self.rotation.handle_timer(now, wall)
         self._settle(now, wall)
 
@@ -316,6 +335,20 @@ class Engine:
         self.preshared.take_kem(kem, wall)
         self._settle(now, wall)
 
+    def publish(self, draft: SealingDraft, now: float, wall: float) -> None:
+        """Tell everybody of a new root or bootstrap key that is on disk."""
+        for fact in draft.facts:
+            self.learn(fact.kind, fact.blob, now, wall)
+        self.become(
+            replace(
+                self.identity,
+                bootstrap_key=draft.identity.bootstrap_key,
+                older_bootstrap_key=draft.identity.older_bootstrap_key,
+            ),
+            now,
+        )
+        self._settle(now, wall)
+
     def forget(self, node: NodeId, now: float, wall: float) -> None:
         """Drop what is known of a member.  It comes back if it is alive after all."""
         self.ledger.forget(node)
@@ -328,19 +361,20 @@ class Engine:
 
     def underlay_datagrams(self) -> list[Outgoing]:
         """Take what is to be sent on the underlay."""
-        return [
+        datagrams = [
             *self.path.datagrams_to_send(),
             *self.entry.datagrams_to_send(),
             *self.admission.datagrams_to_send(),
             *self.approval.datagrams_to_send(),
         ]
+        return [] if self.clones.silent else datagrams
 
     def overlay_datagrams(self) -> list[tuple[bytes, IPv6Address]]:
         """Take what is to be sent through the tunnels, each with its member's address."""
         datagrams, self._overlay = self._overlay, []
         for datagram, node in self.gossip.datagrams_to_send():
             datagrams.append((datagram, self.ipv6_of(node)))
-        return datagrams
+        return [] if self.clones.silent else datagrams
 
     def streams_to_open(self) -> list[OverlayStream]:
         """Take what is to be asked over TCP; the answers go to `overlay_datagram`."""
@@ -359,7 +393,10 @@ class Engine:
 
     def get_timer(self) -> Timer:
         """Return the soonest deadline and its reason."""
+        if self.clones.silent:
+            return Timer(math.inf, "another machine is this node")
         timers = (
+            self.clones.get_timer(),
             self.gossip.get_timer(),
             self.path.get_timer(),
             self.entry.get_timer(),
@@ -368,6 +405,8 @@ class Engine:
             self.preshared.get_timer(),
             self.approval.get_timer(),
             self.renewal.get_timer(),
+            self.following.get_timer(),
+            self.epochs.get_timer(),
             self.rotation.get_timer(),
             Timer(self._counters.at, "look at the device"),
         )
@@ -391,7 +430,7 @@ class Engine:
             (
                 self._planned(node, standing)
                 for node, standing in self.others()
-                if node not in self._left
+                if node not in self._left and not self.clones.silent
             ),
         )
         self.key_conflicts = plan.key_conflicts
@@ -462,7 +501,7 @@ class Engine:
         """
         merge = self.ledger.merge_untrusted(kind, blob, wall)
         if merge.fact is not None and merge.outcome is Outcome.EQUIVOCATION:
-            self._equivocation(NodeId(merge.fact.key))
+            self.clones.equivocation(NodeId(merge.fact.key), now)
         if merge.fact is not None and merge.changed:
             self.gossip.fact_added(merge.fact, now)
             self._fact_changed(merge.fact, now)
@@ -472,12 +511,22 @@ class Engine:
         """Take on what the mesh has granted or taught us."""
         if identity == self.identity:
             return
+        if identity.bootstrap_key != self.identity.bootstrap_key:
+            self.path.rekey(identity.bootstrap_key, identity.older_bootstrap_key)
+            self.admission.rekey(identity.bootstrap_key, identity.older_bootstrap_key)
         self.identity = identity
         self.path.exclude(self.presence.networks, now)
         self.presence.due = True
         self.revoking.judge()
         self.renewal.begin(now)
         self._emit(events.Admitted(identity))
+
+    def standings_changed(self, now: float) -> None:
+        """Act on standings that are others without a new fact: a root has ended."""
+        for node in self.ledger.members():
+            self._take_member(node, now)
+        self.gossip.members_changed(now)
+        self.replan()
 
     # Settling: the events of each core are inputs of the others
 
@@ -493,6 +542,7 @@ class Engine:
                 busy = True
             busy = self.entry.settle(now, wall) or busy
             busy = self.admission.settle(now, wall) or busy
+            busy = self.following.settle(now, wall) or busy
             busy = self.preshared.settle(now, wall) or busy
             busy = self.approval.settle() or busy
             busy = self.presence.refresh(now, wall) or busy
@@ -519,7 +569,7 @@ class Engine:
             case gossip_events.FactLearned(fact, _):
                 self._fact_changed(fact, now)
             case gossip_events.EquivocationSeen(fact, _):
-                self._equivocation(NodeId(fact.key))
+                self.clones.equivocation(NodeId(fact.key), now)
             case gossip_events.IncarnationRaised(incarnation):
                 self._emit(events.IncarnationRaised(incarnation))
             case gossip_events.PingAnswered(node, sequence, rtt):
@@ -622,6 +672,8 @@ class Engine:
             self.bad_packets["probe from a revoked node"] += 1  # nothing it says is passed on
             return
         try:
+            if self.ledger.roots.number and self.ledger.has_ended_untrusted(blob):
+                raise BadPacket("record under a root that has ended")
             self.learn(FactKind.RECORD, blob, now, wall)
         except BadPacket as exc:
             self.bad_packets[exc.reason] += 1
@@ -640,7 +692,10 @@ class Engine:
 
     def _fact_changed(self, fact: Fact, now: float) -> None:
         self._emit(events.FactChanged(fact))
-        if fact.kind is FactKind.RECORD:
+        self.following.fact_changed(fact, now)
+        if fact.kind is FactKind.BOOTSTRAP_EPOCH:
+            self.epochs.epoch_changed(now)
+        elif fact.kind in ABOUT_ONE_NODE:
             self._take_member(NodeId(fact.key), now)
         else:
             # A revocation, or an invite that was used twice: anybody's standing may have changed.
@@ -655,11 +710,12 @@ class Engine:
         standing = self.ledger.standing(node)
         self.invites.standing_changed(node, standing)
         if node == self.identity.node:
-            if standing is not None and self.presence.met_elsewhere(standing):
-                self._cloned(node, "records of ours keep coming that we have not signed")
+            if standing is not None:
+                self.presence.met_elsewhere(standing, now)
         elif standing is not None and standing.admitted:
             self._nodes_by_ipv6[self.ipv6_of(node)] = node
             record = standing.record
+            self.clones.heard(record, now)
             self.path.update_peer(
                 node,
                 record.candidates,
@@ -680,17 +736,6 @@ class Engine:
         self.preshared.remove(node)
         self.path.remove_peer(node, now)
         self.replan()
-
-    def _equivocation(self, node: NodeId) -> None:
-        self._cloned(node, "two different records with one sequence number")
-
-    def _cloned(self, node: NodeId, evidence: str) -> None:
-        self._notice(
-            "identity-cloned",
-            node,
-            f"{evidence}: its keys are in use twice; "
-            "give one of the machines a state directory of its own",
-        )
 
     # Plan
 

@@ -14,6 +14,10 @@ of a mesh that have both moved while they were apart know no other way to each o
 
 A node that is alone and has no seed asks where members were when it last heard of them.  One that
 is refused for good, or knows that it is revoked, asks again after REFUSED_INTERVAL only.
+
+A node that has been a member may be given a token all the same: where its credential has expired,
+or members do not take it for one of theirs any more.  Then it rejoins: it shows the token, company
+or not, until that is honoured or refused for good.  It stays who it is; what changes is its chain.
 """
 
 from __future__ import annotations
@@ -50,21 +54,24 @@ _LIVE = {MemberState.ALIVE, MemberState.SUSPECT}
 class Entry:
     """Owns the joiner while there is one."""
 
-    def __init__(self, engine: Engine, *, rng: Random, now: float) -> None:
+    def __init__(self, engine: Engine, *, rng: Random, now: float, wall: float) -> None:
         self._engine = engine
         self._rng = rng
         self._joiner: Joiner | None = None
+        self._token = engine.identity.token
+        self._rejoining = self._token is not None and self._lacks_rights(wall)
         knows_somebody = bool(engine.others())
         self._accompanied = False
-        self._ask_at: float | None = now + ALONE_TIMEOUT if knows_somebody else now
+        waits = knows_somebody and not self._rejoining
+        self._ask_at: float | None = now + ALONE_TIMEOUT if waits else now
         self.silent = False  # the seeds have been asked for a while, and nobody answers
         self.refusal: str | None = None  # why a member did not let us in, for the time being
         self.seed: NodeId | None = None  # who let us in last
         self.joined_at: float | None = None
         self.clock_skew: float | None = None  # seconds by which the seed's clock is ahead of ours
         self.seeds = engine.config.seeds
-        if engine.identity.token is not None:
-            self.seeds = tuple(dict.fromkeys((*self.seeds, *engine.identity.token.seeds)))
+        if self._token is not None:
+            self.seeds = tuple(dict.fromkeys((*self.seeds, *self._token.seeds)))
 
     # Inputs
 
@@ -92,7 +99,7 @@ class Entry:
         """Ask, if it is time to."""
         if self._ask_at is not None and now >= self._ask_at:
             self._ask_at = self._next_search_at(now) if self._accompanied else None
-            if not self._accompanied or self._misses_somebody():
+            if not self._accompanied or self._rejoining or self._misses_somebody():
                 self._begin(now)
         if self._joiner is not None:
             self._joiner.handle_timer(now, wall)
@@ -129,6 +136,8 @@ class Entry:
         if self._accompanied:
             self._ask_at = self._next_search_at(now)
             self.silent = False
+            if self._rejoining:
+                return  # company is not what it asks for
             self.refusal = None
             self._joiner = None
         else:
@@ -145,8 +154,11 @@ class Entry:
         return [view.node for view in views if view.state in _LIVE]
 
     def _needless_endpoints(self) -> set[Endpoint]:
-        """Return where we ourselves are, and whom we hear anyway: asking there brings nothing."""
-        engine, company = self._engine, self._company()
+        """Return where we ourselves are, and whom we hear anyway: asking there brings nothing.
+
+        Unless there is a token to be shown to them.
+        """
+        engine, company = self._engine, [] if self._rejoining else self._company()
         used = {engine.path.endpoint(node) for node in company}
         standings = (engine.ledger.standing(node) for node in (engine.identity.node, *company))
         listed = {
@@ -157,8 +169,22 @@ class Entry:
         }
         return listed | {endpoint for endpoint in used if endpoint is not None}
 
+    def _lacks_rights(self, wall: float) -> bool:
+        """Whether we have a credential that has expired, or is no member's any more."""
+        engine = self._engine
+        credential = engine.own_credential
+        if credential is None:
+            return False
+        standing = engine.ledger.standing(engine.identity.node)
+        expired = credential.expires_at != 0 and wall > credential.expires_at
+        return expired or (standing is not None and not standing.admitted)
+
     def _begin(self, now: float) -> None:
         engine = self._engine
+        bootstrap_key = engine.identity.bootstrap_key
+        if self._rejoining and self._token is not None:
+            # The mesh may have changed its key since we were there; the token has the present one.
+            bootstrap_key = self._token.bootstrap_key
         introduction = self._introduction()
         seeds = self.seeds
         if not seeds and not self._accompanied:
@@ -168,10 +194,11 @@ class Entry:
         self._joiner = Joiner(
             engine.identity.node_key,
             engine.identity.mesh,
-            engine.identity.bootstrap_key,
+            bootstrap_key,
             seeds=seeds,
             introduction=introduction,
             cache=engine.ledger.cache,
+            roots=engine.ledger.roots,
             rng=self._rng,
             now=now,
         )
@@ -186,11 +213,11 @@ class Entry:
         return tuple(self._rng.sample(list(listed), min(SEED_ENDPOINTS_MAX, len(listed))))
 
     def _introduction(self) -> Introduction | None:
-        identity = self._engine.identity
-        if self._engine.presence.blob:
-            return ByRecord(self._engine.presence.blob)
-        if identity.token is not None:
-            return ByInvite(identity.name, identity.token.invite, identity.token.invite_key)
+        token, blob = self._token, self._engine.presence.blob
+        if blob and not self._rejoining:
+            return ByRecord(blob)
+        if token is not None:
+            return ByInvite(self._engine.identity.name, token.invite, token.invite_key)
         return None
 
     def _on_event(self, event: bootstrap_events.JoinerEvent, now: float, wall: float) -> None:
@@ -201,12 +228,12 @@ class Entry:
             case bootstrap_events.Joined():
                 self._on_joined(event, now, wall)
             case bootstrap_events.RefusedByMesh(refusal, seed, revocation):
-                if refusal.final:
-                    self._ask_at = now + REFUSED_INTERVAL
                 if revocation:
                     engine.revoking.take_untrusted(revocation, now, wall)
-                if not self._accompanied:
+                if not self._accompanied or self._rejoining:
                     self.refusal = f"{seed} refuses: {refusal.text}"
+                if refusal.final:
+                    self._after_refusal(now)
                 engine.emit(events.RefusedByMesh(refusal.text, str(seed), refusal.final))
             case bootstrap_events.Silent() if self._accompanied:
                 self._joiner = None  # until the next search
@@ -228,17 +255,31 @@ class Entry:
             case bootstrap_events.BadPacketReceived(_, reason):
                 engine.bad_packets[reason] += 1
 
+    def _after_refusal(self, now: float) -> None:
+        """Show the token to those who do not know us any more; rest if that was no use either."""
+        self._ask_at = now + REFUSED_INTERVAL
+        if self._rejoining:
+            self._rejoining = False
+            self._token = None
+        elif self._token is not None and self._engine.identity.chain:
+            self._rejoining = True
+            self._ask_at = now
+
     def _on_joined(self, event: bootstrap_events.Joined, now: float, wall: float) -> None:
         engine, answer = self._engine, event.answer
         self._joiner = None
-        if answer.seed.node in self._company():
+        if answer.seed.node in self._company() and not event.chain:
             return  # a search that has found whom we hear anyway, by another address
         self.silent = False
         self.refusal = None
+        self._rejoining = False
+        self._token = None
         self.seed = answer.seed.node
         self.clock_skew = answer.clock - wall
         if self.joined_at is None:
             self.joined_at = now
+        for blob in answer.successions:
+            engine.learn(FactKind.SUCCESSION, blob, now, wall)
         engine.become(
             replace(
                 engine.identity,
