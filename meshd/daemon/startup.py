@@ -3,6 +3,7 @@
 | state on disk | configuration         | result                                                  |
 | ------------- | --------------------- | ------------------------------------------------------- |
 | of a mesh     | anything or nothing   | that mesh; a secret or token of another one is an error |
+|               | a token of that mesh  | the same, and shown where rights are gone: see `entry`  |
 | none          | `--init`              | a new mesh, founded by this node                        |
 | none          | a secret              | the mesh of that secret, by a credential of our own     |
 | none          | a token               | no member yet: the token has to be shown to a seed      |
@@ -16,11 +17,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 from meshd.codec import Fields, pack
+from meshd.daemon.roots import load_roots, save_roots
 from meshd.daemon.rotation import load_keys
 from meshd.engine.config import Memory
 from meshd.engine.identity import Identity
@@ -83,7 +85,8 @@ def begin(config: Config, store: Store, wall: float) -> Start:
     if mesh is not None:
         given = token.mesh if token is not None else keys[0].id if keys is not None else mesh
         store.bind(given)
-        return _resume(config, store, mesh, wall)
+        start = _resume(config, store, mesh, wall)
+        return replace(start, identity=replace(start.identity, token=token))
     if token is None and keys is None and not config.init:
         raise UsageError(FIRST_START)
     wireguard_key = _first_wireguard_key(store)
@@ -97,6 +100,7 @@ def begin(config: Config, store: Store, wall: float) -> Start:
             ipv4_prefix=token.ipv4_prefix,
             token=token,
             open_mesh=token.open_mesh,
+            pinned=token.roots,
         )
         seeds = tuple(dict.fromkeys((*_given_seeds(config), *token.seeds)))
         return Start(identity, None, _first_memory(), seeds, remembered=False)
@@ -123,7 +127,6 @@ def remember(store: Store, start: Start, identity: Identity) -> None:
     with store.together():
         store.bind(identity.mesh)
         store.save_secret(Secret.WIREGUARD_KEY, bytes(identity.wireguard_key))
-        store.save_secret(Secret.BOOTSTRAP_KEY, bytes(identity.bootstrap_key))
         if start.mesh_key is not None:
             store.save_secret(Secret.MESH_KEY, start.mesh_key.seed)
         store.reserve_sequence(Counter.STARTS, 1, above=start.memory.sequence >> SEQUENCE_SHIFT)
@@ -139,6 +142,7 @@ def update(store: Store, identity: Identity) -> None:
 
 
 def _save(store: Store, identity: Identity) -> None:
+    save_roots(store, identity)
     store.save_meta(Meta.CHAIN, pack({1: identity.chain}))
     store.save_meta(Meta.NAME, identity.name.encode())
     store.save_meta(Meta.IPV4_PREFIX, str(identity.ipv4_prefix).encode())
@@ -222,6 +226,7 @@ def _resume(config: Config, store: Store, mesh: MeshId, wall: float) -> Start:
         # State of an earlier version does not say; that the secret is given does.
         open_mesh=config.secret is not None if open_mesh is None else open_mesh == b"1",
     )
+    identity = load_roots(store, identity)
     starts = store.reserve_sequence(Counter.STARTS, 1)[0]
     memory = Memory(
         facts=tuple(store.load_facts()),

@@ -1,11 +1,16 @@
 """From configuration and disk to an identity."""
 
+from dataclasses import replace
+
 import pytest
 
 from meshd import config
 from meshd.daemon import startup
 from meshd.errors import StartError, UsageError
+from meshd.keys import MeshKey
 from meshd.store import Store
+from meshd.trust.invite import format_token
+from trust.world import MESH, WALL, A, chain_to, founding_chain, invite_blob, token
 
 SECRET = {"MESHD_SECRET": "correct horse battery"}
 
@@ -58,6 +63,48 @@ def test_the_secret_of_another_mesh_is_refused(store):
 
     with pytest.raises(StartError, match="holds the state of mesh"):
         startup.begin(loaded(environment={"MESHD_SECRET": "another passphrase"}), store, 0.0)
+
+
+def joined(store, token):
+    """Join by a token, as far as the state is concerned: the mesh has said yes."""
+    first = startup.begin(loaded(environment={"MESHD_TOKEN": format_token(token)}), store, WALL)
+    assert first.identity.token is not None
+    chain = chain_to(store.node_key, by=A, through=founding_chain(A), name="host")
+    startup.remember(store, first, replace(first.identity, chain=chain, token=None))
+    return chain
+
+
+def test_a_token_of_the_same_mesh_comes_with_the_same_node_and_is_not_kept(store):
+    chain = joined(store, token())
+    other = token(seeds=("192.0.2.9:51820",))
+
+    again = startup.begin(loaded(environment={"MESHD_TOKEN": format_token(other)}), store, WALL)
+
+    assert again.remembered
+    assert again.identity.node == store.node_key.id
+    assert again.identity.chain == chain
+    assert again.identity.token == other
+    assert startup.begin(loaded(), store, WALL).identity.token is None
+    startup.update(store, again.identity)
+    assert startup.begin(loaded(), store, WALL).identity.token is None
+
+
+def test_a_token_of_another_mesh_is_refused_and_changes_nothing(store):
+    chain = joined(store, token())
+    key = MeshKey(b"O" * 32)
+    foreign = token(mesh=key.id, invite=invite_blob(A, mesh=key.id))
+
+    with pytest.raises(StartError, match=f"state of mesh {MESH.short}, not of {key.id.short}"):
+        startup.begin(loaded(environment={"MESHD_TOKEN": format_token(foreign)}), store, WALL)
+
+    assert startup.begin(loaded(), store, WALL).identity.chain == chain
+
+
+def test_a_garbled_token_is_refused_even_where_none_is_needed(store):
+    joined(store, token())
+
+    with pytest.raises(UsageError, match="garbled"):
+        startup.begin(loaded(environment={"MESHD_TOKEN": format_token(token())[:-5]}), store, WALL)
 
 
 def test_two_runs_from_one_backup_do_not_begin_at_one_number(store):
