@@ -18,8 +18,9 @@ from lablib.errors import CommandFailed, DeadlineExceeded, LabError, UsageError
 from lablib.forking import Process
 from lablib.lab import Lab, take_down
 from lablib.node import Node
-from lablib.ping import FlowReport, Matrix, PingFlow
+from lablib.ping import FlowReport, LastAnswers, Matrix, PingFlow
 from lablib.topology import Topology, internet, lan, nat, topology
+from lablib.traffic import Traffic, TrafficReport
 from lablib.waiting import wait_until
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "FlowReport",
     "Lab",
     "LabError",
+    "LastAnswers",
     "Matrix",
     "Node",
     "Packet",
@@ -36,6 +38,8 @@ __all__ = [
     "Process",
     "Start",
     "Topology",
+    "Traffic",
+    "TrafficReport",
     "UsageError",
     "draw",
     "internet",

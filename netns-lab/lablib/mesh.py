@@ -1,4 +1,4 @@
-"""A mesh of meshd on the members of a lab, joined by a shared secret."""
+"""A mesh of meshd on the members of a lab, joined by a shared secret or by tokens."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lablib.ping import Matrix
 
 SECRET_FILE = "/etc/meshd/secret"
+TOKEN_FILE = "/etc/meshd/token"
 ANSWER_TIMEOUT = 60.0  # generous: in the virtual machine a Python takes seconds to start
 WHOLE_TIMEOUT = 60.0
 
@@ -38,6 +39,20 @@ def join(node: Node, *, secret: str, seed: Node | None) -> None:
     if seed is not None:
         arguments += ["--seed", str(seed.ipv4.ip)]
     node.start_daemon(*arguments)
+
+
+def found(node: Node) -> None:
+    """Start meshd on a node as the first of a new mesh, and wait until it answers."""
+    node.start_daemon("--init", "--name", node.name)
+    wait_answering(node)
+
+
+def admit(node: Node, *grants: str, by: Node) -> None:
+    """Start meshd on a node with a token that a member has made; `grants` are flags of `invite`."""
+    file = node.file(TOKEN_FILE)
+    file.touch(mode=0o600)
+    file.write_text(by.meshctl("invite", *grants).stdout)
+    node.start_daemon("--token-file", TOKEN_FILE, "--name", node.name)
 
 
 def wait_answering(node: Node) -> dict[str, Any]:

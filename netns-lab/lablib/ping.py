@@ -203,6 +203,58 @@ class PingFlow:
         return FlowReport(**{**(found := self._running.result()), "lost": tuple(found["lost"])})
 
 
+class LastAnswers:
+    """Steady pings to many addresses, to learn when each has answered last."""
+
+    def __init__(self, namespace: Namespace, targets: Sequence[str], *, rate: float) -> None:
+        """`rate` is that of the pings to each."""
+        self._running: BackgroundCall = namespace.background_call(
+            lambda: _last_answers([ip_address(target) for target in targets], rate),
+            f"pings to {len(targets)}",
+        )
+        wait_until(
+            lambda: self._running.begun() or self._running.process.poll() is not None,
+            "the pings begin",
+            timeout=START_TIMEOUT,
+        )
+
+    def stop(self) -> dict[str, float]:
+        """Return instants of `time.monotonic`; those that never answered are missing."""
+        self._running.process.send_signal(signal.SIGTERM)
+        found: dict[str, float] = self._running.result()
+        return found
+
+
+def _last_answers(targets: Sequence[IPAddress], rate: float) -> dict[str, float]:
+    """Be the pings: runs in a child, until SIGTERM comes."""
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    print(flush=True)  # says that we can be stopped; blanks do not matter to JSON
+    opened = {version: _open(version) for version in {target.version for target in targets}}
+    last: dict[str, float] = {}
+    sent = 0
+    started_at = time.monotonic()
+    while not stopping:
+        due_at = started_at + sent / rate / len(targets)
+        if time.monotonic() >= due_at:
+            target = targets[sent % len(targets)]
+            _send(opened[target.version], target, sent)
+            sent += 1
+            due_at = 0.0  # look for answers, and go on
+        select.select([*opened.values()], [], [], max(0.0, due_at - time.monotonic()))
+        now = time.monotonic()
+        for each in opened.values():
+            last |= dict.fromkeys((source for source, _, _ in _replies(each)), now)
+    for each in opened.values():
+        each.close()
+    return last
+
+
 def _flow(target: IPAddress, rate: float, duration: float | None) -> dict[str, Any]:
     """Be the flow: runs in a child, until the duration is over or SIGTERM comes."""
     stopping = False

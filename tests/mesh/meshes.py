@@ -30,6 +30,14 @@ class Mesh:
         self.start(*others, seed=first)
         self.wait_whole(first, *others, timeout=timeout)
 
+    def form_by_tokens(self, *grants, nodes=None, timeout=PATIENCE):
+        """Have the first found a mesh and let in the others, one after the other."""
+        first, *others = nodes or self.nodes
+        mesh.found(first)
+        for node in others:
+            mesh.admit(node, *grants, by=first)
+        self.wait_whole(first, *others, timeout=timeout)
+
     def wait_whole(self, *nodes, timeout=PATIENCE):
         """Wait until each of these holds exactly these for alive."""
         mesh.wait_whole(nodes or self.nodes, timeout=timeout)
