@@ -98,6 +98,7 @@ _LEVELS = {
     "no-ipv4": logging.WARNING,
     "ipv4-prefix": logging.WARNING,
     "key-conflict": logging.ERROR,
+    "key-kept": logging.WARNING,
 }
 
 
@@ -332,9 +333,7 @@ class Daemon:
             case events.FactChanged(fact):
                 if self.remembered:
                     durable = fact.kind in DECISIVE
-                    self.disk.keep(
-                        "facts", lambda: self.store.save_facts([fact], durable=durable)
-                    )
+                    self.disk.keep("facts", lambda: self.store.save_facts([fact], durable=durable))
             case events.RecordForgotten(node):
                 self.disk.keep("facts", lambda: self.store.delete_fact(FactKind.RECORD, node))
             case events.Admitted(identity):

@@ -149,7 +149,8 @@ class Rotation:
         self._check_at = now
         if keys.current == before.current:
             self._not_before = now + SPREAD_TIME
-            self._notice("key-announced", "our WireGuard key will be replaced; members are told")
+            assert keys.next is not None
+            self._notice("key-announced", "members are told of our next WireGuard key", keys.next)
             self._show(now)
         else:
             self._switch(now, wall)
@@ -199,7 +200,7 @@ class Rotation:
         """Take what the device holds, after a change."""
         if self._switching and device.private_key == self.keys.current:
             self._switching = False
-            self._notice("key-rotated", "our WireGuard key has been replaced")
+            self._notice("key-rotated", "our WireGuard key is another one", self.keys.current)
             for node in self._live():
                 self._engine.gossip.ping(node, now)  # rule 3
             self._show(now + SHOW_LEAD)
@@ -328,9 +329,8 @@ class Rotation:
         greeting.count, greeting.due_at = greeting.count + 1, now + patience
         self._engine.gossip.ping(node, now)
 
-    def _notice(self, event: str, message: str) -> None:
-        key = str(self.keys.current.public)
-        self._engine.emit(events.Notice(event, message, details={"public_key": key}))
+    def _notice(self, event: str, message: str, key: WireGuardPrivateKey) -> None:
+        self._engine.emit(events.Notice(event, message, details={"public_key": str(key.public)}))
 
     def _live(self) -> list[NodeId]:
         return [node for node, _ in self._engine.others() if self._lives(node)]
