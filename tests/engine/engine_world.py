@@ -60,9 +60,10 @@ class Disk:
     incarnation: int = 0
     keys: object = None  # WireGuardKeys, once some were saved
     refuses: bool = False  # keys
+    keyrings: dict = field(default_factory=dict)  # node to pre-shared keys
 
     def copy(self):
-        return replace(self, facts=dict(self.facts))
+        return replace(self, facts=dict(self.facts), keyrings=dict(self.keyrings))
 
 
 class Machine:
@@ -77,6 +78,7 @@ class Machine:
         self.plugged = True
         self.clock_offset = 0.0
         self.number = len(world.machines)  # names may be taken twice
+        self.kem = None  # given: it takes part in pre-shared keys
         self.disk = Disk(node_key or NodeKey(world.secret(f"node {self.number}")))
         self.engine = None
         self.events = []  # (instant, event)
@@ -100,9 +102,10 @@ class Machine:
     # What operators and accidents do
 
     def start(self, *, seeds=(), token=None, prefix=PREFIX):
-        """Start the daemon: with a token, or else with the secret, or else from disk."""
+        """Start the daemon: from disk, perhaps with a token, or else with the secret."""
         assert self.engine is None
         identity = self.disk.identity or self._first_identity(token, prefix)
+        identity = replace(identity, token=token)
         self.disk.starts += 1
         self.disk.incarnation += 1
         self.starts += 1
@@ -116,6 +119,7 @@ class Machine:
                 sequence=self.disk.starts << SEQUENCE_SHIFT,
                 incarnation=self.disk.incarnation,
                 keys=self.disk.keys,
+                keyrings=dict(self.disk.keyrings),
             ),
             rng=Random(f"engine {self.number} {self.starts} {self.world.seed}"),
             now=self.now,
@@ -198,6 +202,8 @@ class Machine:
             invite_key=invite_key,
             invite=sign_invite(invite, identity.node_key, identity.mesh),
             ipv4_prefix=identity.ipv4_prefix,
+            root=identity.roots.newest if identity.roots.number else None,
+            root_number=identity.roots.number,
         )
 
     def ping(self, target, *, within=1.0):
@@ -310,6 +316,12 @@ class Machine:
                 self.disk.starts = max(self.disk.starts, (sequence >> SEQUENCE_SHIFT) + 1)
             case events.SaveKeys(keys):
                 self._save_keys(keys)
+            case events.KeyringChanged(node, ring):
+                self.disk.keyrings[node] = ring
+                if not ring.held:
+                    del self.disk.keyrings[node]
+            case events.KemWanted() if self.kem is not None:
+                self.engine.take_kem(self.kem, self.now, self.wall)
             case events.HurryDevice():
                 self._reconcile()
             case events.RenewPeer(key):
@@ -477,6 +489,7 @@ class Machine:
                 name=self.name,
                 ipv4_prefix=token.ipv4_prefix,
                 token=token,
+                pinned=token.roots,
             )
         credential = founding_credential(self.node, self.name, world.mesh, int(self.wall))
         return Identity(

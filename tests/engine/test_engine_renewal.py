@@ -34,6 +34,7 @@ def mesh(seed, *, life=LIFE, admit=False, helpers=(), **grants):
         helper.start(token=founder.invite(key=helper.name, admit=True, **grants))
         world.run_until(lambda: whole(founder, *others[: others.index(helper) + 1]), within=3.0)  # noqa: B023 - called at once
     node = others[-1]
+    node.options["relay"] = bool(grants.get("relay"))
     node.start(token=founder.invite(key="node", admit=admit, lifetime=life, **grants))
     world.run_until(lambda: whole(founder, *others), within=3.0)
     return world, founder, *others
@@ -207,8 +208,88 @@ def test_a_node_that_was_off_for_too_long_is_a_member_without_rights_and_told_so
     assert not node.of("credential-renewed")
     assert founder.ping(node.ipv4), "tunnels work"
     standing = founder.engine.ledger.standing(node.node)
-    assert standing.credential.relay
+    assert standing.record.relay
     assert not standing.relays(founder.wall)
+
+
+def test_it_rejoins_by_a_token_as_the_same_node():
+    world, founder, node = off_for_too_long(20, relay=True)
+    before, name, address = node.engine.own_credential, founder.engine.name_of(node.node), node.ipv4
+    node.kill()
+
+    node.start(token=founder.invite(key="again", relay=True, tags=("new",), lifetime=LIFE))
+
+    world.run_until(lambda: as_seen_by(founder, node).expires_at > founder.wall, within=5.0)
+    after = as_seen_by(founder, node)
+    assert (after.subject, after.name, after.admitted_at) == (
+        before.subject,
+        before.name,
+        before.admitted_at,
+    )
+    assert after.tags == ("new",), "what it may is what the token says"
+    assert founder.engine.ledger.standing(node.node).relays(founder.wall)
+    assert (founder.engine.name_of(node.node), node.ipv4) == (name, address)
+    assert node.disk.identity.chain == node.engine.identity.chain
+    assert node.engine.renewal.code is None
+    world.run_until(lambda: whole(founder, node), within=15.0)
+    world.run_until(lambda: node.of("credential-renewed"), within=LIFE)
+
+
+def test_a_token_is_not_spent_where_none_is_needed():
+    world, founder, node = mesh(21)
+    node.kill()
+    token = founder.invite(key="spare")
+    chain = node.disk.identity.chain
+
+    node.start(token=token)
+    world.run_until(lambda: whole(founder, node), within=15.0)
+    world.run_for(5.0)
+
+    assert node.engine.identity.chain == chain
+    assert not founder.engine.ledger.invite(token.invite_key.id).winners
+
+
+def test_the_token_it_once_came_in_by_does_not_bring_it_back():
+    world = World(seed=22)
+    founder, node = world.machine("founder"), world.machine("node")
+    founder.start()
+    token = founder.invite(lifetime=LIFE)
+    node.start(token=token)
+    world.run_until(lambda: whole(founder, node), within=3.0)
+    node.power_off()
+    for machine in (founder, node):
+        machine.clock_offset = GRACE + 2.5 * 3600
+
+    node.start(token=token)
+    world.run_until(lambda: whole(founder, node), within=15.0)
+    world.run_for(30.0)
+
+    assert as_seen_by(founder, node).expires_at < founder.wall
+    (refusal,) = [each for each in node.of(events.RefusedByMesh) if each.final]
+    assert "expired" in refusal.text
+    assert node.engine.renewal.code == "credential-too-late"
+
+
+def test_who_lost_its_invite_to_another_comes_back_by_a_token_of_its_own():
+    """Two halves of a mesh admit two nodes by one token; the later one is out when they meet."""
+    world, founder, helper = mesh(23, admit=True)
+    first, second = world.machine("first"), world.machine("second")
+    token = founder.invite(key="twice", seeds=[founder, helper])
+    world.underlay.island = frozenset({founder.name, first.name})
+    first.start(token=token)
+    world.run_until(lambda: first.disk.identity is not None, within=15.0)
+    world.run_for(2.0)
+    second.start(token=token)
+    world.run_until(lambda: second.disk.identity is not None, within=15.0)
+    world.underlay.island = frozenset()
+    world.run_until(lambda: whole(founder, helper, first), within=120.0)
+    world.run_until(lambda: not founder.engine.ledger.admitted(second.node), within=30.0)
+    second.kill()
+
+    second.start(token=founder.invite(key="own"))
+
+    world.run_until(lambda: whole(founder, helper, first, second), within=30.0)
+    assert founder.engine.ledger.admitted(second.node)
 
 
 # Nobody's invention
