@@ -58,7 +58,7 @@ def second_port(daemon: Daemon) -> HealthFinding:
 def bad_packets(daemon: Daemon) -> dict[str, int]:
     """Return how many datagrams were dropped because of what they were, by reason."""
     counts = Counter(daemon.engine.bad_packets)
-    counts["replayed"] += daemon.engine.admission.replayed
+    counts.update(daemon.engine.admission.dropped)
     counts["replayed"] += daemon.engine.path.statistics().replayed
     for statistics in (daemon.host.underlay.statistics(), daemon.host.overlay.statistics()):
         counts["datagram too long"] += statistics.oversized

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from meshd.bootstrap.messages import AdmissionRequest, Verdict
     from meshd.codec import IPAddress
     from meshd.engine.engine import Engine
-    from meshd.keys import NodeId
+    from meshd.keys import BootstrapKey, NodeId
     from meshd.underlay import Outgoing, Timer
     from meshd.wg.types import Endpoint
 
@@ -56,7 +56,12 @@ class Admission:
         self._rng = rng
         identity = engine.identity
         self._responder = Responder(
-            identity.node_key, identity.mesh, identity.bootstrap_key, rng=rng, now=now
+            identity.node_key,
+            identity.mesh,
+            identity.bootstrap_key,
+            rng=rng,
+            now=now,
+            older_bootstrap_key=identity.older_bootstrap_key,
         )
         self._handed_over: dict[bytes, tuple[NodeId, float]] = {}  # by reference, oldest first
 
@@ -70,6 +75,10 @@ class Admission:
             self._engine.bad_packets["request to one who is not in yet"] += 1
             return False
         return self._responder.receive_datagram(datagram, source, local, now)
+
+    def rekey(self, bootstrap_key: BootstrapKey, older: BootstrapKey | None) -> None:
+        """Take the present bootstrap key, and the one before."""
+        self._responder.rekey(bootstrap_key, older)
 
     def receive_handover(self, datagram: bytes, source: NodeId, now: float, wall: float) -> None:
         """Handle a request or a verdict from a member's tunnel."""
@@ -117,17 +126,20 @@ class Admission:
         return self._responder.get_timer()
 
     @property
-    def replayed(self) -> int:
-        """How many requests were exact repeats."""
-        return self._responder.statistics().replayed
+    def dropped(self) -> dict[str, int]:
+        """How many requests were not judged though they opened, by reason."""
+        statistics = self._responder.statistics()
+        return {"replayed": statistics.replayed, "too many requests": statistics.limited}
 
     # Inside
 
     def _on_request(self, event: bootstrap_events.RequestOpened, now: float, wall: float) -> None:
         request = event.request
         if request.record is not None:
+            # What it knows of roots shows in its record; the verdict may teach us more of them.
+            successions = self._engine.following.successions_since(request.record)
             verdict = self._judge_record(request.node, request.record, now, wall)
-            self._answer(event.reference, verdict, wall, request.node)
+            self._answer(event.reference, verdict, wall, request.node, successions)
             return
         assert request.application is not None
         verdict = self._judge_application(request.application, now, wall)
@@ -143,6 +155,8 @@ class Admission:
         if engine.ledger.revocation(node) is not None:
             return engine.revoking.refusal(node)  # nothing that it says is passed on
         try:
+            if engine.ledger.has_ended_untrusted(record):
+                return engine.following.refusal  # and it is not kept either
             engine.learn(FactKind.RECORD, record, now, wall)
         except BadPacket as exc:
             return Refusal(
@@ -184,7 +198,12 @@ class Admission:
         return outcome.chain
 
     def _answer(
-        self, reference: bytes, verdict: Verdict, wall: float, newcomer: NodeId | None = None
+        self,
+        reference: bytes,
+        verdict: Verdict,
+        wall: float,
+        newcomer: NodeId | None = None,
+        successions: tuple[bytes, ...] = (),
     ) -> None:
         identity = self._engine.identity
         revocation = b""
@@ -198,6 +217,7 @@ class Admission:
             ipv4_prefix=identity.ipv4_prefix,
             wall=wall,
             revocation=revocation,
+            successions=successions,
         )
 
     # Through other members

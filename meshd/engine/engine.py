@@ -30,6 +30,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meshd.addresses import overlay_address
+from meshd.bootstrap.limits import Buckets
 from meshd.engine import events
 from meshd.engine.admission import Admission
 from meshd.engine.approval import Approval
@@ -39,7 +40,13 @@ from meshd.engine.entry import Entry
 from meshd.engine.epochs import Epochs
 from meshd.engine.events import OverlayStream
 from meshd.engine.following import Following
-from meshd.engine.handover import Handover, is_handover, split
+from meshd.engine.handover import (
+    HANDOVERS_BURST_MAX,
+    HANDOVERS_PER_SECOND_MAX,
+    Handover,
+    is_handover,
+    split,
+)
 from meshd.engine.invites import Invites
 from meshd.engine.presence import Presence
 from meshd.engine.preshared import Preshared
@@ -57,7 +64,7 @@ from meshd.path.agent import Agent
 from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
 from meshd.trust.credential import verify_chain_untrusted
 from meshd.trust.fact import ABOUT_ONE_NODE, FactKind
-from meshd.trust.ledger import Ledger, Outcome
+from meshd.trust.ledger import MEMBERS_MAX, Ledger, Outcome
 from meshd.underlay import DatagramType, Timer, datagram_type_untrusted
 from meshd.wg.types import DeviceStatus
 
@@ -155,6 +162,9 @@ class Engine:
         self.renewal = Renewal(self, rng=rng, now=now)
         self.rotation = Rotation(self, keys=memory.keys, rng=rng, now=now, wall=wall)
         self.preshared = Preshared(self, memory=memory.keyrings, rng=rng, now=now)
+        self._handovers: Buckets[NodeId] = Buckets(
+            rate=HANDOVERS_PER_SECOND_MAX, burst=HANDOVERS_BURST_MAX, keys_max=MEMBERS_MAX
+        )
         self._receivers: dict[Handover, Receiver] = {
             Handover.KEY_OFFER: self.preshared,
             Handover.KEY_ANSWER: self.preshared,
@@ -213,8 +223,11 @@ class Engine:
             self.bad_packets["overlay source is no member"] += 1
             return
         if is_handover(datagram):
-            kind, _ = split(datagram)
-            self._receivers[kind].receive_handover(datagram, node, now, wall)
+            if self._handovers.take(node, now):
+                kind, _ = split(datagram)
+                self._receivers[kind].receive_handover(datagram, node, now, wall)
+            else:
+                self.bad_packets["too many handovers from one member"] += 1
         else:
             self.gossip.receive_datagram(datagram, node, now, wall)
         self._settle(now, wall)
@@ -672,11 +685,14 @@ class Engine:
             self.bad_packets["probe from a revoked node"] += 1  # nothing it says is passed on
             return
         try:
-            if self.ledger.roots.number and self.ledger.has_ended_untrusted(blob):
-                raise BadPacket("record under a root that has ended")
-            self.learn(FactKind.RECORD, blob, now, wall)
+            ended = bool(self.ledger.roots.number) and self.ledger.has_ended_untrusted(blob)
+            if not ended:
+                self.learn(FactKind.RECORD, blob, now, wall)
         except BadPacket as exc:
             self.bad_packets[exc.reason] += 1
+            return
+        if ended:
+            self.bad_packets["record under a root that has ended"] += 1
             return
         self._returned(source)
         self._take_member(source, now)

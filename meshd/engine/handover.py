@@ -7,6 +7,7 @@
 
     0xF1, 0xF2   requests to admit somebody   `meshd.engine.admission`
     0xF3, 0xF4   renewals of credentials      `meshd.engine.renewal`
+    0xF8, 0xF9   the bootstrap key            `meshd.engine.epochs`
     0xFA         a revocation, to its subject `meshd.engine.revoking`
     0xFB         the sender's own record      `meshd.engine.rotation`
 
@@ -22,6 +23,11 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from meshd.keys import NodeId
 
+# From one member: as many as a seed may have to hand over when it is asked by all at once.  Each
+# may cost a few signatures.
+HANDOVERS_PER_SECOND_MAX = 100
+HANDOVERS_BURST_MAX = 200
+
 
 class Handover(enum.IntEnum):
     """The first byte.  The values are part of the wire format.  Only append."""
@@ -33,6 +39,8 @@ class Handover(enum.IntEnum):
     KEY_OFFER = 0xF5
     KEY_ANSWER = 0xF6
     KEY_CONFIRM = 0xF7
+    BOOTSTRAP_WANTED = 0xF8
+    BOOTSTRAP_KEY = 0xF9
     REVOKED = 0xFA
     OWN_RECORD = 0xFB
 

@@ -11,7 +11,7 @@ from engine.engine_world import PORT, World, all_ping, whole
 from meshd.addresses import overlay_prefix
 from meshd.bootstrap.messages import AdmissionVerdict, encode_admission_verdict
 from meshd.engine import events
-from meshd.engine.handover import Handover, mark
+from meshd.engine.handover import HANDOVERS_BURST_MAX, Handover, mark
 from meshd.keys import NodeKey
 from meshd.trust.fact import FactKind
 from meshd.trust.record import Candidate, CandidateKind, Record, open_record_untrusted, sign_record
@@ -60,7 +60,7 @@ def captured_from(machine, seconds):
 def bad_packets(machine):
     engine = machine.engine
     paths = engine.path.statistics()
-    return engine.bad_packets.total() + engine.admission.replayed + paths.replayed
+    return engine.bad_packets.total() + sum(engine.admission.dropped.values()) + paths.replayed
 
 
 # Revocation
@@ -442,3 +442,17 @@ def test_a_cloned_machine_raises_an_alarm(restarts):
     notices = [notice for machine in machines for notice in machine.of("identity-cloned")]
     assert notices
     assert all(notice.member == original.node for notice in notices)
+
+
+def test_a_member_that_hands_over_without_end_is_cut_short():
+    world = World(seed=61)
+    a, b = world.mesh_of(2)
+    rubbish = mark(Handover.ADMISSION_REQUEST, b"\x80")
+    heard_before = bad_packets(a)
+
+    for _ in range(1000):
+        a.engine.overlay_datagram(rubbish, b.engine.identity.ipv6, world.now, world.wall)
+
+    counts = a.engine.bad_packets
+    assert counts["too many handovers from one member"] == 1000 - HANDOVERS_BURST_MAX
+    assert bad_packets(a) - heard_before == 1000
