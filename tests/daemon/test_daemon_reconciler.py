@@ -1,6 +1,7 @@
 """Looks at the device between two runs of its owner."""
 
 import errno
+from dataclasses import replace
 
 import pytest
 import trio
@@ -15,6 +16,7 @@ from meshd.wg.types import DeviceSpec
 from wg.fake_device import FakeDevice
 
 PRIVATE_KEY = WireGuardPrivateKey(bytes(range(32)))
+NEXT_KEY = WireGuardPrivateKey(bytes(range(1, 33)))
 
 
 class Device(FakeDevice):
@@ -52,18 +54,20 @@ def owner():
         device=DeviceSpec(PRIVATE_KEY, listen_port=51820, fwmark=0, peers={}),
         link=LinkSpec(frozenset(), frozenset(), mtu=1420),
     )
+    plan = [desired]
     reconciler = Reconciler(
         "mesh0",
         backend="userspace",
         device=Device(),
         links=links,
         mux=None,
-        desired=lambda: desired,
+        desired=lambda: plan[0],
         observed=lambda _: None,
         repaired=lambda _kind, _text: None,
         link_replaced=lambda: None,
     )
     reconciler.links = links
+    reconciler.plan = plan
     return reconciler
 
 
@@ -114,3 +118,50 @@ async def test_nobody_gets_a_look_at_an_interface_that_is_to_go(owner):
     owner.stop()
 
     assert owner.look() is None
+
+
+def change_key(owner):
+    plan = owner.plan[0]
+    owner.plan[0] = replace(plan, device=replace(plan.device, private_key=NEXT_KEY))
+
+
+async def test_who_hurries_has_the_device_as_planned_at_once(owner):
+    await owner.reconcile()
+    change_key(owner)
+
+    owner.hurry()
+
+    assert owner.device.observe().private_key == NEXT_KEY
+
+
+async def test_a_run_that_began_before_a_key_was_changed_does_not_take_it_back(owner, monkeypatch):
+    reconcile_link = owner._reconcile_link
+
+    async def slow(link):
+        await reconcile_link(link)
+        change_key(owner)
+        owner.hurry()
+
+    monkeypatch.setattr(owner, "_reconcile_link", slow)
+
+    await owner.reconcile()
+
+    keys = [state.private_key for state in owner.device.history]
+    assert keys[-1] == NEXT_KEY
+    assert PRIVATE_KEY not in keys
+
+
+async def test_what_is_refused_in_a_hurry_is_done_later(owner, autojump_clock):
+    await owner.reconcile()
+    change_key(owner)
+    owner.device.refusal = DeviceError("write", errno.ETIMEDOUT)
+
+    owner.hurry()
+    assert owner.statistics.errors == 1
+
+    owner.device.refusal = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(owner.run)
+        await trio.sleep(1.0)
+        nursery.cancel_scope.cancel()
+    assert owner.device.observe().private_key == NEXT_KEY
