@@ -165,3 +165,30 @@ async def test_what_is_refused_in_a_hurry_is_done_later(owner, autojump_clock):
         await trio.sleep(1.0)
         nursery.cancel_scope.cancel()
     assert owner.device.observe().private_key == NEXT_KEY
+
+
+@pytest.mark.parametrize("urgent", [False, True], ids=["in its time", "at once"])
+async def test_a_rest_after_a_long_run_ends_early_for_what_must_not_stay(
+    owner, monkeypatch, autojump_clock, urgent
+):
+    """A run of 0.3 s is followed by a rest of 0.9 s, so that others get their share."""
+    ended = []
+
+    async def slow():
+        await trio.sleep(0.3)
+        ended.append(trio.current_time())
+
+    monkeypatch.setattr(owner, "reconcile", slow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(owner.run)
+        owner.wake()
+        await trio.sleep(0.4)
+        wanted_at = trio.current_time()
+        if urgent:
+            owner.end_rest()
+        owner.wake()
+        await trio.sleep(2.0)
+        nursery.cancel_scope.cancel()
+
+    took = ended[1] - wanted_at
+    assert (took < 0.4) == urgent
