@@ -72,6 +72,7 @@ class Secret(enum.StrEnum):
     WIREGUARD_KEY = "wireguard-key"
     NEXT_WIREGUARD_KEY = "next-wireguard-key"
     BOOTSTRAP_KEY = "bootstrap-key"
+    OLDER_BOOTSTRAP_KEY = "older-bootstrap-key"
     MESH_KEY = "mesh-key"
 
 
@@ -93,6 +94,7 @@ class Meta(enum.StrEnum):
     IPV4 = "ipv4"
     IPV4_PREFIX = "ipv4-prefix"
     SEEDS = "seeds"
+    ROOTS = "roots"
     WIREGUARD_KEY_MADE_AT = "wireguard-key-made-at"
     OPEN_MESH = "open-mesh"  # whoever knows the secret can sign as the mesh: 1, else 0
     FORMER_WIREGUARD_KEY = "former-wireguard-key"  # its public half
@@ -290,6 +292,11 @@ class Store:
         for fact in facts:
             self._facts[(fact.kind, fact.key)] = fact
         self.flush(durable=durable)
+
+    def save_facts_with(self, facts: Iterable[Fact]) -> None:
+        """Keep facts as part of what is saved `together`."""
+        assert self._database.in_transaction
+        _write_facts(self._database, [((fact.kind, fact.key), fact) for fact in facts])
 
     def delete_fact(self, kind: FactKind, key: bytes) -> None:
         """Drop a fact."""

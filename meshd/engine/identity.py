@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.addresses import overlay_address
+from meshd.trust.roots import Roots
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Address
@@ -19,6 +20,7 @@ class Identity:
     """A node in one mesh.  Without a chain it is no member yet, and must show its token.
 
     `open_mesh`: whoever knows a secret can sign as this mesh, so nobody can be thrown out of it.
+    `pinned`: the line of roots it follows, see `roots`.
     """
 
     mesh: MeshId
@@ -30,11 +32,18 @@ class Identity:
     chain: tuple[bytes, ...] = ()
     token: Token | None = None
     open_mesh: bool = False
+    pinned: Roots | None = None
+    older_bootstrap_key: BootstrapKey | None = None  # that before the present one
 
     @property
     def node(self) -> NodeId:
         """The node's own id."""
         return self.node_key.id
+
+    @property
+    def roots(self) -> Roots:
+        """The roots of the mesh as this node has pinned them; the mesh id alone where none are."""
+        return self.pinned or Roots.first(self.mesh)
 
     @property
     def ipv6(self) -> IPv6Address:

@@ -18,7 +18,7 @@ from meshd.gossip.events import BadPacketReceived, EquivocationSeen, FactLearned
 from meshd.gossip.index import turn_of
 from meshd.gossip.wire import CLAIM_ITEM, Item, Message, MessageType
 from meshd.keys import NodeId
-from meshd.trust.fact import FactKind
+from meshd.trust.fact import ABOUT_ONE_NODE
 from meshd.trust.ledger import Outcome
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Intake:
             if broadcast:
                 self._broadcasts.put((fact.kind, fact.key, b""), Item(fact.kind, fact.blob))
         self._sync.facts_changed(now)
-        if all(fact.kind is FactKind.RECORD for fact in facts):
+        if all(fact.kind in ABOUT_ONE_NODE for fact in facts):
             for fact in facts:
                 node = NodeId(fact.key)
                 if self._ledger.admitted(node):

@@ -242,6 +242,11 @@ class Node:
             self._tell_at_once(fact)
         self._settle(now)
 
+    def members_changed(self, now: float) -> None:
+        """Take from the ledger who is a member: that has changed without a fact."""
+        self._intake.refresh_members(now)
+        self._settle(now)
+
     def ping(self, node: NodeId, now: float) -> int:
         """Ping a member for the operator.  Return the sequence that `PingAnswered` will carry.
 

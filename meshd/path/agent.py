@@ -394,7 +394,7 @@ class Agent:
         pong = Probe(
             type=ProbeType.PONG,
             transaction=ping.transaction,
-            installed=peer.installed and not peer.differs(ping),
+            installed=peer.awaits(ping),
             held=peer.sequence,
             sequence=self._sequence,
             observed=source,
@@ -415,7 +415,10 @@ class Agent:
         if moved and now - peer.demanded_at >= config.recheck_interval:
             self._demand_proof(peer, now, announce=False)
         unproven = pair.proven_at < peer.demanded_at
-        if unproven or ping.installed != peer.installs_us or peer.differs(ping):
+        if peer.differs(ping):
+            peer.preshared_doubted = True
+            self._reschedule(peer, now)
+        if unproven or ping.installed != peer.installs_us or peer.preshared_doubted:
             # "You are in my kernel" is news both sides should have at once: the sooner of the two
             # to be ready starts a handshake, and if the other does so before it hears, they cross.
             # Only once, though: where answers take long, pings that beget pings would never end.

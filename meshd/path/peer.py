@@ -88,6 +88,7 @@ class Peer:
         self.preshared_ours = preshared  # what our probes say of pre-shared keys
         self.preshared_theirs: bytes | None = None  # what it said last, in a pong or elsewhere
         self.preshared_heard = False  # in a pong
+        self.preshared_doubted = False  # a ping tells otherwise, and no pong has come since
         self.pairs: dict[Endpoint, Pair] = {}
         self.selected: Pair | None = None
         self.in_kernel: Endpoint | None = None  # the endpoint last observed there
@@ -106,14 +107,20 @@ class Peer:
         """Take what a pong says of pre-shared keys.  Return whether that is news."""
         news = not self.preshared_heard or told != self.preshared_theirs
         self.preshared_heard, self.preshared_theirs = True, told
+        self.preshared_doubted = False
         return news
 
     def differs(self, ping: Probe) -> bool:
-        """Whether a ping tells of other pre-shared keys than we know of, so that one is to ask.
+        """Whether a ping tells of other pre-shared keys than we know of, so that one is to ask."""
+        return self.preshared_ours is not None and ping.preshared != self.preshared_theirs
 
-        Until that is known a handshake might fail, and would be tried again after 5 s only.
+    def awaits(self, ping: Probe) -> bool:
+        """Whether we are ready for a handshake with the sender of a ping.
+
+        Where we hold keys, and it tells of others than we know of, it might fail, and would be
+        tried again after 5 s only.
         """
-        return ping.preshared != self.preshared_theirs and bool(self.preshared_ours)
+        return self.installed and not (self.preshared_ours and self.differs(ping))
 
     @property
     def ready(self) -> bool:
@@ -198,7 +205,8 @@ class Peer:
         """Return what the next round should ping; nothing when all is well."""
         if self.selected is None or not self.proven:
             return list(self.pairs.values())
-        targets = [self.selected] if self.installed and not self.installs_us else []
+        asks = (self.installed and not self.installs_us) or self.preshared_doubted
+        targets = [self.selected] if asks else []
         if self.attempt < upgrade_attempts_max:
             targets += [
                 pair

@@ -40,8 +40,10 @@ class FactKind(enum.IntEnum):
     BOOTSTRAP_EPOCH = 6
 
 
+# Of these, each bears on one node, its key; of others, anybody's standing may change.
+ABOUT_ONE_NODE = frozenset({FactKind.RECORD, FactKind.GRANT})
 # What the others are worth is decided by these: they are told, fetched and judged before all else.
-DECISIVE = frozenset({FactKind.REVOCATION})
+DECISIVE = frozenset({FactKind.REVOCATION, FactKind.SUCCESSION})
 
 
 @dataclass(frozen=True, slots=True)

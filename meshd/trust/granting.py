@@ -34,6 +34,8 @@ def own_right(
     own = credentials[-1]
     if ledger.judgement().against_chain(credentials) is not None:
         why = "is revoked"
+    elif not ledger.roots.lasts(credentials[0].issuer):
+        why = "was admitted by a key of the mesh that has been replaced"
     elif not own.admit:
         why = "has no right to admit"
     elif own.expired(wall):

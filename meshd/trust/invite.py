@@ -39,7 +39,9 @@ from meshd.errors import BadPacket, UsageError
 from meshd.keys import KEY_BYTES, BootstrapKey, InviteId, InviteKey, MeshId, NodeId, fingerprint
 from meshd.trust.credential import GRANTED_ROUTES_MAX
 from meshd.trust.grammar import ipv4_untrusted, name_untrusted, tags_untrusted, wall_untrusted
+from meshd.trust.roots import Roots
 from meshd.trust.signed import Statement, sign, split_untrusted, verify_signature_untrusted
+from meshd.trust.succession import ROOTS_MAX
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
@@ -86,6 +88,15 @@ class Token:
     invite: bytes = field(repr=False)
     ipv4_prefix: IPv4Network
     open_mesh: bool = False  # the mesh began with a secret, and has not been sealed since
+    root: MeshId | None = None  # the newest; None = the mesh id itself
+    root_number: int = 0
+
+    @property
+    def roots(self) -> Roots:
+        """The line of roots that whoever joins by it begins with."""
+        if self.root is None:
+            return Roots.first(self.mesh)
+        return Roots(self.mesh, self.root, self.root_number)
 
 
 def sign_invite(invite: Invite, key: NodeKey, mesh: MeshId) -> bytes:
@@ -173,6 +184,9 @@ def encode_token(token: Token) -> bytes:
     }
     if token.open_mesh:
         body[64] = True
+    if token.root is not None:
+        body[65] = bytes(token.root)
+        body[66] = token.root_number
     return pack(body)
 
 
@@ -228,8 +242,12 @@ def decode_token_untrusted(body: bytes) -> Token:
         invite=fields.blob(5, maximum=INVITE_BYTES_MAX),
         ipv4_prefix=prefix,
         open_mesh=fields.flag(64),
+        root=MeshId(fields.blob(65, size=KEY_BYTES)) if fields.has(65) else None,
+        root_number=fields.uint(66, maximum=ROOTS_MAX - 1, default=0),
     )
     fields.done()
+    if (token.root is None) != (token.root_number == 0) or token.root == token.mesh:
+        raise BadPacket("root is misnumbered")
     if open_invite_untrusted(token.invite, token.mesh).id != token.invite_key.id:
         raise BadPacket("invite of another key")
     return token

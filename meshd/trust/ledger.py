@@ -315,6 +315,13 @@ class Ledger:
         opened, credentials = open_record_untrusted(record, self.mesh, self.cache)
         return not self._counting(opened.node, credentials)
 
+    def successions_since_untrusted(self, record: bytes) -> tuple[bytes, ...]:
+        """Return how the newest root follows that of a record.  Raise BadPacket."""
+        _, credentials = open_record_untrusted(record, self.mesh, self.cache)
+        number = self.roots.number_of(credentials[0].issuer)
+        assert number is not None, "the cache knows no others"
+        return tuple(step.blob for step in self.roots.line if step.number > number)
+
     def invite(self, invite: InviteId) -> InviteState:
         """Return how far an invite has been used, or withdrawn."""
         state = self._invites.get(invite)

@@ -22,7 +22,10 @@ Body:
     5 candidates           array          10 chain    array of credential blobs
       each an array: kind, address, port, control_port (absent = the same port)
 
-Key 64 is set aside for the services of a node.
+   64 set aside for the services of a node
+   72 run                 uint, of its daemon that has signed this, absent = 0
+   73 rival               uint, another run above whose record this one went, absent = 0
+   74 cloned              bool, rival is proven to live: see `meshd.engine.clones`
 """
 
 from __future__ import annotations
@@ -94,6 +97,9 @@ class Record:
     relay: bool = False
     version: str = ""
     chain: tuple[bytes, ...] = ()
+    run: int = 0
+    rival: int = 0
+    cloned: bool = False
 
 
 def sign_record(record: Record, key: NodeKey, mesh: MeshId) -> bytes:
@@ -159,6 +165,12 @@ def _encode(record: Record) -> bytes:
     if record.version:
         body[9] = record.version
     body[10] = record.chain
+    if record.run:
+        body[72] = record.run
+    if record.rival:
+        body[73] = record.rival
+    if record.cloned:
+        body[74] = True
     return pack(body)
 
 
@@ -177,6 +189,9 @@ def _decode_untrusted(body: bytes) -> Record:
         relay=fields.flag(8),
         version=fields.text(9, bytes_max=VERSION_BYTES_MAX, default=""),
         chain=fields.blobs(10, count_max=CHAIN_LENGTH_MAX, bytes_max=CREDENTIAL_BYTES_MAX),
+        run=fields.uint(72, default=0),
+        rival=fields.uint(73, default=0),
+        cloned=fields.flag(74),
     )
     fields.done()
     return record

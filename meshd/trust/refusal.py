@@ -33,6 +33,7 @@ class RefusalCode(enum.IntEnum):
     CREDENTIAL_TOO_LONG = 15  # name, tags and routes together
     TOO_LATE = 16  # the credential has expired too long ago to be renewed
     NO_GAIN = 17  # this member could not make the credential last any longer
+    SEALED = 18  # the mesh has followed another root, and has no grant for this node
 
 
 # Another member, or the same one a little later, may well say yes.

@@ -126,6 +126,13 @@ class Judgement:
         """Whether what a node has let in is out with it."""
         return node in self._cascading
 
+    def standing(self) -> Iterable[Revocation]:
+        """Return one standing revocation of each node that is out, a cascading one if there is."""
+        return tuple(
+            self._cascading.get(subject, revocation)
+            for subject, revocation in self._against.items()
+        )
+
     def against_chain(self, chain: Sequence[Credential]) -> Revocation | None:
         """Return what a chain falls by: a revocation of its subject, or a cascade of an issuer."""
         direct = self._against.get(chain[-1].subject)

@@ -103,6 +103,12 @@ class Roots:
             return True
         return not self.settled and bool(self.line) and root == self.line[-1].predecessor
 
+    def lasts(self, root: MeshId | NodeId) -> bool:
+        """Whether what is granted by a chain from a key will last: it is not about to end."""
+        if root == self.newest:
+            return True
+        return self.trusts(root) and not self.line[-1].seal
+
     def heeds(self, root: MeshId | NodeId) -> bool:
         """Whether statements other than chains count that were signed under a key (rule 4)."""
         number = self.number_of(root)
