@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from meshd.audit import Head
     from meshd.codec import IPNetwork
-    from meshd.keys import InviteId, MeshId, NodeId, WireGuardKey
+    from meshd.keys import MeshId, NodeId, WireGuardKey
     from meshd.wg.types import Endpoint
 
 Level: TypeAlias = Literal["info", "warning", "error"]
@@ -32,6 +32,19 @@ class HealthFinding:
     level: Level
     code: str  # constant, in kebab case: what scripts match
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialSnapshot:
+    """What admits this node, and what it may."""
+
+    issuer: str  # a member's name; empty for the mesh key
+    issued_at: float
+    expires_at: float | None  # None: never
+    tags: tuple[str, ...] = ()  # `*` among them: it may give any
+    routes: tuple[IPNetwork, ...] = ()
+    admit: bool = False
+    relay: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +66,7 @@ class SelfSnapshot:
     health_score: int = 0  # 0 is healthy: see `meshd.gossip.health`
     startup: Mapping[str, float] = field(default_factory=dict)  # phase -> seconds it took
     bad_packets: Mapping[str, int] = field(default_factory=dict)  # reason -> how many were dropped
+    credential: CredentialSnapshot | None = None  # None before it is admitted
     audit_head: Head | None = None  # None: no log yet
 
 
@@ -77,6 +91,7 @@ class MemberSnapshot:
     tags: tuple[str, ...] = ()
     routes: tuple[IPNetwork, ...] = ()
     version: str = ""
+    expires_at: float | None = None  # of its credential; None: never
     post_quantum: bool = False  # its session comes from a handshake with a pre-shared key
     psk_age: float | None = None  # of the pre-shared key in use; None without one
 
@@ -109,41 +124,6 @@ class PeerSnapshot:
     handshake_age: float | None
     rx_bytes: int
     tx_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class InviteSnapshot:
-    """An invite that this node has issued.  It does not hold the token."""
-
-    id: InviteId
-    issued_at: float
-    expires_at: float
-    reusable: bool
-    admit: bool = False
-    name: str | None = None
-    tags: tuple[str, ...] = ()
-    routes: tuple[IPNetwork, ...] = ()
-    used_by: tuple[str, ...] = ()  # names of those who came in by it
-
-
-@dataclass(frozen=True, slots=True)
-class InviteRequest:
-    """What `meshctl invite` asks for."""
-
-    lifetime: float
-    reusable: bool = False
-    admit: bool = False
-    name: str | None = None
-    tags: tuple[str, ...] = ()
-    routes: tuple[IPNetwork, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class NewInvite:
-    """A fresh invite with its token: the one moment in which the token leaves the daemon."""
-
-    invite: InviteSnapshot
-    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

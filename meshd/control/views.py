@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 
     from meshd.control.routes import Document, Json
     from meshd.control.snapshot import (
+        CredentialSnapshot,
         EventRecord,
         HealthFinding,
-        InviteSnapshot,
         MemberSnapshot,
         MeshSnapshot,
-        NewInvite,
         PeerSnapshot,
         PingAnswer,
         SelfSnapshot,
     )
+
+
+_INSTANT_MAX = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 
 def status_document(mesh: MeshSnapshot) -> Document:
@@ -44,17 +46,6 @@ def peers_document(peers: Iterable[PeerSnapshot]) -> Document:
     """Return `meshd.peers/1`."""
     in_order = sorted(peers, key=lambda peer: (peer.member or "", peer.public_key))
     return {"schema": "meshd.peers/1", "peers": [_peer(peer) for peer in in_order]}
-
-
-def invites_document(invites: Iterable[InviteSnapshot]) -> Document:
-    """Return `meshd.invites/1`."""
-    in_order = sorted(invites, key=lambda invite: (invite.issued_at, invite.id))
-    return {"schema": "meshd.invites/1", "invites": [_invite(invite) for invite in in_order]}
-
-
-def invite_document(new: NewInvite) -> Document:
-    """Return `meshd.invite/1`, the only document that holds a token."""
-    return {"schema": "meshd.invite/1", **_invite(new.invite), "token": new.token}
 
 
 def event_document(record: EventRecord) -> Document:
@@ -135,6 +126,7 @@ def _self(me: SelfSnapshot) -> Document:
         "health_score": me.health_score,
         "startup": {phase: round(seconds, 4) for phase, seconds in me.startup.items()},
         "counters": {"bad_packets": dict(me.bad_packets)},
+        "credential": None if me.credential is None else _credential(me.credential),
         "audit_head": None if me.audit_head is None else str(me.audit_head),
     }
 
@@ -158,8 +150,21 @@ def _member(member: MemberSnapshot) -> Document:
         "tags": list(member.tags),
         "routes": [str(route) for route in member.routes],
         "version": member.version,
+        "expires_at": _instant(member.expires_at),
         "post_quantum": member.post_quantum,
         "psk_age_s": _seconds(member.psk_age),
+    }
+
+
+def _credential(credential: CredentialSnapshot) -> Document:
+    return {
+        "issuer": credential.issuer or None,
+        "issued_at": _instant(credential.issued_at),
+        "expires_at": _instant(credential.expires_at),
+        "tags": list(credential.tags),
+        "routes": [str(route) for route in credential.routes],
+        "admit": credential.admit,
+        "relay": credential.relay,
     }
 
 
@@ -180,26 +185,17 @@ def _peer(peer: PeerSnapshot) -> Document:
     }
 
 
-def _invite(invite: InviteSnapshot) -> Document:
-    return {
-        "id": str(invite.id),
-        "issued_at": rfc3339(invite.issued_at),
-        "expires_at": rfc3339(invite.expires_at),
-        "reusable": invite.reusable,
-        "admit": invite.admit,
-        "name": invite.name,
-        "tags": list(invite.tags),
-        "routes": [str(route) for route in invite.routes],
-        "used_by": list(invite.used_by),
-    }
-
-
 def _text(value: object | None) -> str | None:
     return None if value is None else str(value)
 
 
 def _seconds(span: float | None) -> float | None:
     return None if span is None else round(span, 1)
+
+
+def _instant(at: float | None) -> str | None:
+    # A credential may end in any year, and a date has four digits for it.
+    return None if at is None else rfc3339(min(at, _INSTANT_MAX))
 
 
 def _milliseconds(span: float | None) -> float | None:

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 WATCH_INTERVAL = 2.0
 
 # Findings that have a line of their own when they happen.
-_TOLD_AT_ONCE = frozenset({"no-answer", "refused", "revoked"})
+_TOLD_AT_ONCE = frozenset(
+    {
+        "no-answer",
+        "refused",
+        "revoked",
+        "credential-expiring",
+        "credential-expired",
+        "credential-too-late",
+    }
+)
 
 
 async def watch(daemon: Daemon) -> None:

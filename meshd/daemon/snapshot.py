@@ -12,6 +12,8 @@ from meshd.control.snapshot import (
     SelfSnapshot,
 )
 from meshd.daemon import invites
+from meshd.daemon.clones import clone_findings
+from meshd.daemon.credential import credential_findings, own_credential
 from meshd.daemon.preshared import preshared_findings, psk_age
 from meshd.daemon.wording import listed
 from meshd.gossip.claim import MemberState
@@ -68,6 +70,7 @@ def mesh_snapshot(
         health_score=engine.gossip.health_score,
         startup=startup,
         bad_packets=bad_packets,
+        credential=own_credential(engine),
         audit_head=audit_head,
     )
     return MeshSnapshot(
@@ -119,6 +122,7 @@ def _member(engine: Engine, node: NodeId, standing: Standing, wall: float) -> Me
         tags=tuple(tag for tag in standing.credential.tags if tag != ANY_TAG),
         routes=standing.routes(wall),
         version=standing.record.version,
+        expires_at=standing.credential.expires_at or None,
         post_quantum=peer is not None and engine.preshared.post_quantum(node, peer),
         psk_age=psk_age(engine, node, wall),
     )
@@ -144,6 +148,7 @@ def engine_findings(engine: Engine) -> Iterator[HealthFinding]:
             f"no answer from {', '.join(entry.seeds)}: it is down, or UDP is blocked on the way, "
             "or the secret or token is another mesh's; trying on",
         )
+    yield from credential_findings(engine)
     score, score_max = engine.gossip.health_score, engine.config.gossip.health_score_max
     if 2 * score > score_max:
         yield HealthFinding(
@@ -178,6 +183,7 @@ def engine_findings(engine: Engine) -> Iterator[HealthFinding]:
             "with another --name",
         )
     yield from invites.findings(engine)
+    yield from clone_findings(engine)
     yield from _findings_of_members(engine)
 
 
