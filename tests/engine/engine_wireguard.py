@@ -17,6 +17,8 @@ Rule 5: each authenticated message moves the peer's endpoint to where it came fr
 
 Rule 6: another private key ends the sending by all sessions, not the receiving, and lets the next
         initiation go out at once.
+
+Rule 7: a response counts only if both have the same pre-shared key for each other at that moment.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class Message:
     target: object
     index: int  # of the handshake, and the session that comes of it
     packet: Packet | None = None  # None in data: a keepalive
+    preshared_key: object = None  # what a response is made with
 
     @property
     def size(self):
@@ -114,6 +117,7 @@ class WireGuard:
         self.handshakes = 0
         self.forbidden_sources = 0  # packets dropped by rule 1
         self.homeless = 0  # packets dropped because their peer has no endpoint
+        self.mismatches = 0  # responses dropped by rule 7
 
     # The device
 
@@ -204,7 +208,8 @@ class WireGuard:
         self._initiate(key, peer, retry=True)
 
     def _transmit(self, key, peer, kind, index, packet):
-        message = Message(kind, self._own_key, key, index, packet)
+        preshared_key = self._preshared_key(key) if kind == "response" else None
+        message = Message(kind, self._own_key, key, index, packet, preshared_key)
         peer.sent_at = self._now
         peer.owing_since = None
         peer.tx_bytes += message.size
@@ -234,6 +239,9 @@ class WireGuard:
 
     def _on_response(self, key, peer, message, source):
         if peer.handshake != ("initiated", message.index):
+            return False
+        if message.preshared_key != self._preshared_key(key):
+            self.mismatches += 1
             return False
         self._device.roam(key, source)
         session = Session(message.index, self._now, initiator=True)
@@ -322,6 +330,9 @@ class WireGuard:
 
     def _endpoint(self, key):
         return self._device.observe().peers[key].endpoint
+
+    def _preshared_key(self, key):
+        return self._device.observe().peers[key].preshared_key
 
     def _index(self):
         # Unique in the world: a session is named by it on both sides.
