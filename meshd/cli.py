@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from meshd import __version__, config, logs, values
 from meshd.arguments import ArgumentParser
 from meshd.errors import MeshdError, UsageError
+from meshd.scrub import scrub_argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,6 +76,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if arguments.pop("version", False):
         sys.stdout.write(f"meshd {__version__}\n")
         return EXIT_DONE
+    scrub_argument(arguments.get("token") or "")
     only_check = arguments.pop("check_config", False)
     loaded = config.load(arguments)
     logs.configure(loaded.log_level, loaded.log_format)
@@ -99,6 +101,7 @@ First start, one of:
   meshd --init                                  make a new mesh
   meshd --token-file FILE                       join with a token from `meshctl invite`
   meshd --secret-file FILE [--seed HOST]        join, or make, the mesh of a passphrase
+  meshd --ask-approval --seed HOST              show a code that a member's operator approves
 Later starts need none of them.
 
 Every option has a key in {config.DEFAULT_FILE} and an environment variable:
@@ -120,7 +123,7 @@ def _add_flag(parser: ArgumentParser, option: Option) -> None:
     flag = f"--{option.name}"
     # What is not given must be absent, or it would hide the environment and the file.
     absent = argparse.SUPPRESS
-    if option.name == "init":
+    if option.name in {"init", "ask-approval"}:
         parser.add_argument(flag, action="store_true", default=absent, help=option.help)
     elif option.toml is bool:
         parser.add_argument(

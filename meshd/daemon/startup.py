@@ -7,7 +7,8 @@
 | none          | `--init`              | a new mesh, founded by this node                        |
 | none          | a secret              | the mesh of that secret, by a credential of our own     |
 | none          | a token               | no member yet: the token has to be shown to a seed      |
-| none          | nothing               | a usage error that names the three ways                 |
+| none          | `--ask-approval`      | see `asking`, which ends with a token                   |
+| none          | nothing               | a usage error that names the ways                       |
 
 Before `remember`, nothing is written that outlives a start which fails or is refused.  What a run
 that is killed leaves behind, its keys and its interface, is used by the next one.
@@ -63,7 +64,8 @@ FIRST_START = """\
 this machine is in no mesh yet; say how it gets into one:
   meshd --init                                  make a new mesh
   meshd --token-file FILE                       join with a token from `meshctl invite`
-  meshd --secret-file FILE [--seed HOST:PORT]   join, or make, the mesh of a passphrase"""
+  meshd --secret-file FILE [--seed HOST:PORT]   join, or make, the mesh of a passphrase
+  meshd --ask-approval --seed HOST:PORT         show a code that a member's operator approves"""
 
 
 @dataclass(frozen=True, slots=True)
