@@ -63,7 +63,7 @@ from meshd.path import events as path_events
 from meshd.path.agent import Agent
 from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
 from meshd.trust.credential import verify_chain_untrusted
-from meshd.trust.fact import ABOUT_ONE_NODE, FactKind
+from meshd.trust.fact import ABOUT_ONE_NODE, DECISIVE, FactKind
 from meshd.trust.ledger import MEMBERS_MAX, Ledger, Outcome
 from meshd.underlay import DatagramType, Timer, datagram_type_untrusted
 from meshd.wg.types import DeviceStatus
@@ -326,7 +326,7 @@ class Engine:
 
     def revoke(self, draft: Draft, now: float, wall: float) -> Fact | None:
         """Keep and spread a revocation that was drafted; None if there is no room for it."""
-        fact = self.learn(FactKind.REVOCATION, draft.blob, now, wall)
+        fact = self.learn(FactKind.REVOCATION, draft.blob, now, wall, at_once=True)
         self._settle(now, wall)
         return fact
 
@@ -351,7 +351,7 @@ class Engine:
     def publish(self, draft: SealingDraft, now: float, wall: float) -> None:
         """Tell everybody of a new root or bootstrap key that is on disk."""
         for fact in draft.facts:
-            self.learn(fact.kind, fact.blob, now, wall)
+            self.learn(fact.kind, fact.blob, now, wall, at_once=fact.kind in DECISIVE)
         self.become(
             replace(
                 self.identity,
@@ -507,16 +507,19 @@ class Engine:
         """Queue a datagram through a member's tunnel."""
         self._overlay.append((datagram, self.ipv6_of(node)))
 
-    def learn(self, kind: FactKind, blob: bytes, now: float, wall: float) -> Fact | None:
+    def learn(
+        self, kind: FactKind, blob: bytes, now: float, wall: float, *, at_once: bool = False
+    ) -> Fact | None:
         """Take in a fact that came by other ways than gossip.  Raise BadPacket.
 
+        `at_once`: it begins here, and all are to hear of it before all else.
         Returns what the ledger holds under its key from here on, None if it has no room.
         """
         merge = self.ledger.merge_untrusted(kind, blob, wall)
         if merge.fact is not None and merge.outcome is Outcome.EQUIVOCATION:
             self.clones.equivocation(NodeId(merge.fact.key), now)
         if merge.fact is not None and merge.changed:
-            self.gossip.fact_added(merge.fact, now)
+            self.gossip.fact_added(merge.fact, now, at_once=at_once)
             self._fact_changed(merge.fact, now)
         return merge.fact
 
@@ -737,6 +740,7 @@ class Engine:
                 record.candidates,
                 sequence=record.sequence,
                 now=now,
+                record=standing.blob,
                 preshared=self.preshared.add(node, now),
             )
             self.rotation.member_says(node, record, now)

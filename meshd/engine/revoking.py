@@ -216,8 +216,8 @@ class Revoking:
         return fact.blob
 
     def _why(self, revocation: Revocation, node: NodeId) -> str:
-        when = f"by {self.signer(revocation)} at {utc(revocation.revoked_at)}"
+        what = "revoked with all it let in" if revocation.cascade else "revoked"
+        text = f"{what} by {self.signer(revocation)} at {utc(revocation.revoked_at)}"
         if revocation.subject == node:
-            return f"revoked {when}"
-        subject = self._engine.called(revocation.subject)
-        return f"let in through {subject}, revoked with all it let in {when}"
+            return text
+        return f"let in through {self._engine.called(revocation.subject)}, {text}"

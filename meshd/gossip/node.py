@@ -70,7 +70,7 @@ from meshd.gossip.wire import (
     decode_untrusted,
 )
 from meshd.keys import NodeId
-from meshd.trust.fact import DECISIVE, FactKind
+from meshd.trust.fact import FactKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -235,10 +235,10 @@ class Node:
             self._ping_contact(member, now)
         self._settle(now)
 
-    def fact_added(self, fact: Fact, now: float) -> None:
-        """Spread a fact that the ledger has learnt other than through us."""
+    def fact_added(self, fact: Fact, now: float, *, at_once: bool = False) -> None:
+        """Spread a fact that the ledger has learnt other than through us; see `pace` rule 4."""
         self._intake.take_facts([fact], now, broadcast=True)
-        if fact.kind in DECISIVE:
+        if at_once:
             self._tell_at_once(fact)
         self._settle(now)
 

@@ -9,9 +9,9 @@ Rule 2: where there is more to tell than a few datagrams hold there is no hurry:
 Rule 3: what has been sent half as often as it will be is no news: it goes out every
         `gossip_interval`, to the few that everybody else has missed.
 
-Rule 4: what decides on the rest, a revocation, does not wait for rounds: whoever brings it in
-        tells all live members at once, or URGENT_MAX of them.  The rounds follow, for whom that
-        has missed.
+Rule 4: what decides on the rest, a revocation, does not wait for rounds: the member at which it
+        begins tells all live ones at once, or URGENT_MAX of them.  The rounds follow, for whom that
+        has missed.  Those that hear of it do not do the same, or each would cost n² datagrams.
 
 The number of transmissions is the same as with one interval for all, and so is the traffic; but an
 epidemic in a hundred members is through in four rounds, and each of them is four times shorter.

@@ -171,9 +171,9 @@ class Bench:
                     self.receive(name, MessageType.ACK, sequence=ping.sequence)
         self.advance(end - self.now)
 
-    def do(self, method, *args):
+    def do(self, method, *args, **options):
         """Call an input of the node.  Return what was sent."""
-        getattr(self.node, method)(*args)
+        getattr(self.node, method)(*args, **options)
         return self._drain()
 
     def stop(self, seconds):

@@ -388,17 +388,26 @@ def test_a_fact_added_by_others_is_broadcast():
     assert record("f") in [item.blob for item in items_in(bench.advance(1.0))]
 
 
-def test_a_revocation_that_is_added_goes_to_every_live_member_at_once():
+def test_a_revocation_that_begins_here_goes_to_every_live_member_at_once():
     names = [f"m{number}" for number in range(20)]
     bench = Bench(*names)
     bench.meet(*names)
     bench.advance(1.0)
     merge = bench.ledger.merge_untrusted(FactKind.REVOCATION, revocation("m3"), WALL)
-    sent = bench.do("fact_added", merge.fact, bench.now)
+    sent = bench.do("fact_added", merge.fact, bench.now, at_once=True)
     told = {target for message, target in sent if revocation("m3") in _blobs(message)}
     assert told == {key(name).id for name in names if name != "m3"}
     later = [message for message, _ in bench.advance(0.1) if revocation("m3") in _blobs(message)]
     assert later, "and it is gossiped, for whom that has missed"
+
+
+def test_a_revocation_that_came_by_others_waits_for_its_rounds():
+    names = [f"m{number}" for number in range(20)]
+    bench = Bench(*names)
+    bench.meet(*names)
+    bench.advance(1.0)
+    merge = bench.ledger.merge_untrusted(FactKind.REVOCATION, revocation("m3"), WALL)
+    assert not bench.do("fact_added", merge.fact, bench.now)
 
 
 def _blobs(message):
