@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 STATES = ("alive", "suspect", "dead", "left")
 INVITE_LIFETIME_MIN = 60.0  # seconds; the daemon says so, too
 INVITE_LIFETIME_MAX = 366 * 86400.0
+CREDENTIAL_LIFETIME_MIN = 10.0
+CREDENTIAL_LIFETIME_MAX = 3660 * 86400.0
 RUNTIME_DIR_VARIABLE = "MESHD_RUNTIME_DIR"
 
 
@@ -219,6 +221,13 @@ def _add_invite(parser: ArgumentParser) -> None:
         "--name", type=reader(values.label), metavar="N", help="name the machine gets"
     )
     parser.add_argument("--admit", action="store_true", help="they may invite others")
+    parser.add_argument(
+        "--lifetime",
+        type=reader(_credential_lifetime),
+        metavar="SPAN",
+        help="how long their credential lives unless it is renewed, which it is by itself (365d); "
+        "0: as long as this node's own",
+    )
 
 
 def _add_keys(parser: ArgumentParser) -> None:
@@ -240,6 +249,13 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) <= 1_000_000:
         raise ValueError("must be a whole number from 1 to 1000000")
     return int(text[:9])
+
+
+def _credential_lifetime(text: str) -> float:
+    span = values.duration(text)
+    if 0 < span < CREDENTIAL_LIFETIME_MIN or span > CREDENTIAL_LIFETIME_MAX:
+        raise ValueError("must be from 10s to 3660d, or 0")
+    return span
 
 
 def _lifetime(text: str) -> float:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 INVITE_LIFETIME_MIN = 60.0
 INVITE_LIFETIME_MAX = 30 * 86400.0
 INVITE_LIFETIME_DEFAULT = 3600.0
+CREDENTIAL_LIFETIME_MIN = 10.0
+CREDENTIAL_LIFETIME_MAX = 3660 * 86400.0
+CREDENTIAL_LIFETIME_DEFAULT = 365 * 86400.0
 
 InviteStateName: TypeAlias = Literal["open", "used", "withdrawn", "expired", "unknown"]
 
@@ -78,6 +81,7 @@ class InviteRequest:
     ipv4: IPv4Address | None = None
     tags: tuple[str, ...] = ()
     routes: tuple[IPNetwork, ...] = ()
+    credential_lifetime: float = CREDENTIAL_LIFETIME_DEFAULT  # 0 = as long as its issuer's
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,18 @@ def read_grants(fields: Fields, *, lifetime: float, uses: int) -> InviteRequest:
         ipv4=ipv4,
         tags=fields.texts("tags"),
         routes=fields.networks("routes"),
+        credential_lifetime=fields.number(
+            "credential_lifetime",
+            minimum=0.0,
+            maximum=CREDENTIAL_LIFETIME_MAX,
+            default=CREDENTIAL_LIFETIME_DEFAULT,
+        ),
     )
+    if 0 < wanted.credential_lifetime < CREDENTIAL_LIFETIME_MIN:
+        raise bad_request(
+            f"a credential of {wanted.credential_lifetime:g} s would not live to be renewed: take "
+            f"{CREDENTIAL_LIFETIME_MIN:g} s or more, or 0 for as long as this node's own"
+        )
     if wanted.name is not None and not is_name(wanted.name):
         raise bad_request(f"{wanted.name!r} cannot be a name: take a-z, 0-9 and - only")
     for tag in wanted.tags:

@@ -142,6 +142,7 @@ def invite(client: Client, arguments: argparse.Namespace, output: Output) -> Exi
         "name": arguments.name,
         "tags": arguments.tag,
         "routes": arguments.advertise,
+        "credential_lifetime": arguments.lifetime,
     }
     document = client.post("/v1/invites", body)
     output.show(document, lambda: str(document["token"]))

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from meshd.engine.engine import Engine
     from meshd.trust.invite_use import InviteState
 
-CREDENTIAL_LIFETIME = 365 * 86400  # of what an invite turns into
 KEPT_AFTER = 30 * 86400
 ID_PREFIX_MIN = 4
 
@@ -57,7 +56,7 @@ def issue(daemon: Daemon, request: InviteRequest) -> tuple[InviteSnapshot, Token
         routes=request.routes,
         admit=request.admit,
         relay=credential.relay,
-        lifetime=CREDENTIAL_LIFETIME,
+        lifetime=int(request.credential_lifetime),
     )
     too_much = excess(credential, invite)
     if too_much is not None:
