@@ -1,8 +1,20 @@
 """All decoders there are: importing them registers them.  See `registry`."""
 
-from fuzz import decoders_bootstrap, decoders_control, decoders_gossip, decoders_trust
+from fuzz import (
+    decoders_bootstrap,
+    decoders_control,
+    decoders_engine,
+    decoders_gossip,
+    decoders_trust,
+)
 from fuzz.registry import TARGETS, fuzz
 
-MODULES = (decoders_bootstrap, decoders_control, decoders_gossip, decoders_trust)
+MODULES = (
+    decoders_bootstrap,
+    decoders_control,
+    decoders_engine,
+    decoders_gossip,
+    decoders_trust,
+)
 
 __all__ = ["MODULES", "TARGETS", "fuzz"]
