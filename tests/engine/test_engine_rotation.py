@@ -9,6 +9,7 @@ import pytest
 from engine.engine_wireguard import Packet
 from engine.engine_world import World, all_ping, whole
 from meshd.engine import events
+from meshd.engine.handover import Handover
 from meshd.engine.rotation import (
     AGE_JITTER,
     RETRY_INTERVAL,
@@ -365,3 +366,48 @@ def test_a_member_that_changes_its_key_all_the_time_does_not_keep_others_busy():
     b.drain()
 
     assert len(b.of(events.HurryDevice)) - before <= 16
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rotations_among_crashes_and_loss_end_well_and_keep_the_rules(seed):
+    world = World(seed=seed)
+    random = Random(seed)
+    machines = world.mesh_of(4)
+    world.run_for(5.0)
+    watches = [Watch(machine) for machine in machines]
+    for _ in range(25):
+        machine = random.choice(machines)
+        world.underlay.loss = random.choice([0.0, 0.0, 0.2])
+        machine.disk.refuses = random.random() < 0.1
+        match random.choice(["rotate", "rotate", "rotate", "kill", "reboot"]):
+            case "rotate" if machine.engine is not None:
+                rotate(machine)
+            case "kill" if machine.engine is not None:
+                machine.kill()
+            case "reboot" if machine.engine is not None:
+                machine.power_off()
+                watches.append(Watch(machine))
+        world.run_for(random.random() * SPREAD_TIME)
+        if machine.engine is None:
+            machine.start()
+    for machine in machines:
+        machine.disk.refuses = False
+    world.underlay.loss = 0.0
+
+    world.run_until(lambda: not any(m.engine.rotation.busy for m in machines), within=200.0)
+    world.run_until(lambda: whole(*machines) and agreed(*machines), within=30.0)
+    world.run_for(6.0)
+    assert all_ping(*machines)
+    assert sum(len(watch.named) for watch in watches) > len(watches)
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"\x00" * 1200])
+def test_what_is_no_record_is_counted_and_changes_nothing(data):
+    world = World(seed=11)
+    a, b = world.mesh_of(2)
+    before = list(b.engine.ledger.facts())
+
+    b.engine.overlay_datagram(bytes([Handover.OWN_RECORD]) + data, a.ipv6, b.now, b.wall)
+
+    assert list(b.engine.ledger.facts()) == before
+    assert b.engine.bad_packets
