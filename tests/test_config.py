@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from io import BytesIO, TextIOWrapper
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +27,7 @@ EXAMPLES: dict[str, tuple[object, str, object]] = {
     "token": ("meshd1.x", '"meshd1.x"', "meshd1.x"),
     "secret": (SECRET, f'"{SECRET}"', SECRET.encode()),
     "init": (True, "true", True),
+    "ask-approval": (True, "true", True),
     "name": ("web-1", '"web-1"', "web-1"),
     "interface": ("wg.mesh_1", '"wg.mesh_1"', "wg.mesh_1"),
     "port": ("1234", "1234", 1234),
@@ -319,3 +322,32 @@ def test_spans_of_time_are_read(text: str, seconds: float) -> None:
 def test_what_is_no_span_of_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be a span of time"):
         values.duration(text)
+
+
+def test_a_token_may_come_from_standard_input_and_is_read_once(monkeypatch) -> None:
+    for flags in ({"token": "-"}, {"token_file": "-"}):
+        config._standard_input.cache_clear()
+        stdin = TextIOWrapper(BytesIO(b"meshd1.token\n"))
+        monkeypatch.setattr(sys, "stdin", stdin)
+
+        given = made(flags)
+
+        assert given.token == "meshd1.token"
+        assert given.warnings == ()
+        assert given.reload().token == "meshd1.token"
+    config._standard_input.cache_clear()
+
+
+def test_a_token_on_the_command_line_is_warned_of() -> None:
+    (warning,) = made({"token": "meshd1.token"}).warnings
+    assert "--token-file" in warning
+    assert "meshd1.token" not in warning
+
+
+@pytest.mark.parametrize("other", [{"init": True}, {"token": "x"}, {"token_file": "-"}])
+def test_approval_is_asked_for_instead_of_any_other_way_in(other, monkeypatch) -> None:
+    config._standard_input.cache_clear()
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"meshd1.token\n")))
+    with pytest.raises(ConfigError, match=r"--ask-approval and .*: choose one way into a mesh"):
+        made({"ask_approval": True, **other})
+    config._standard_input.cache_clear()
