@@ -20,12 +20,15 @@ OLD, NEW = WireGuardKey(b"o" * 32), WireGuardKey(b"n" * 32)
 KEYS = KeysSnapshot(
     node=node_id(1),
     mesh=MESH.id,
+    root=MESH.id,
     public_key=OLD,
     made_at=NOW,
     age=3 * 86400.0,
     next_public_key=None,
     due_at=NOW + 90 * 86400,
     rotating=False,
+    bootstrap_epoch=2,
+    bootstrap_key_held=True,
 )
 
 
@@ -62,6 +65,7 @@ async def test_keys_are_shown_with_their_age(tmp_path, ctl, capsys) -> None:
     out = capsys.readouterr().out
     assert f"WireGuard key     {OLD}\n" in out
     assert "2023-11-14T22:13:20.000Z (3 days)" in out
+    assert out.endswith("bootstrap key     epoch 2\n")
     assert "to be replaced  2024-02-12T22:13:20.000Z\n" in out
 
 
@@ -70,7 +74,7 @@ async def test_a_key_that_was_announced_is_shown(tmp_path, ctl, capsys) -> None:
     async with serving(controller, tmp_path):
         assert await ctl("keys", "show") == 0
     out = capsys.readouterr().out
-    assert out.endswith(f"  next            {NEW}\n")
+    assert f"  next            {NEW}\n" in out
     assert "on request only" in out
 
 

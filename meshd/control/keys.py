@@ -24,12 +24,15 @@ class KeysSnapshot:
 
     node: NodeId
     mesh: MeshId
+    root: MeshId  # which key the credentials of new members start from
     public_key: WireGuardKey
     made_at: float
     age: float
     next_public_key: WireGuardKey | None  # announced, and not in use yet
     due_at: float | None  # None: never by age
     rotating: bool
+    bootstrap_epoch: int  # 0: the key the mesh began with
+    bootstrap_key_held: bool  # whether this node has the key of that epoch
 
 
 def keys_document(keys: KeysSnapshot) -> Document:
@@ -38,6 +41,7 @@ def keys_document(keys: KeysSnapshot) -> Document:
         "schema": "meshd.keys/1",
         "node": str(keys.node),
         "mesh": str(keys.mesh),
+        "root": str(keys.root),
         "wireguard": {
             "public_key": str(keys.public_key),
             "made_at": rfc3339(keys.made_at),
@@ -46,4 +50,5 @@ def keys_document(keys: KeysSnapshot) -> Document:
             "rotates_at": None if keys.due_at is None else rfc3339(keys.due_at),
             "rotating": keys.rotating,
         },
+        "bootstrap": {"epoch": keys.bootstrap_epoch, "held": keys.bootstrap_key_held},
     }

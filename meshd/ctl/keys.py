@@ -49,12 +49,16 @@ def _keys_text(document: Document) -> str:
     rows = [
         ("node", document["node"]),
         ("mesh", document["mesh"]),
+        ("root", document["root"]),
         ("WireGuard key", wireguard["public_key"]),
         ("  in use since", f"{wireguard['made_at']} ({_days(wireguard['age_s'])})"),
         ("  to be replaced", wireguard["rotates_at"] or "on request only"),
     ]
     if wireguard["next_public_key"] is not None:
         rows.append(("  next", wireguard["next_public_key"]))
+    bootstrap = document["bootstrap"]
+    missing = "" if bootstrap["held"] else " (this node lacks it, and asks)"
+    rows.append(("bootstrap key", f"epoch {bootstrap['epoch']}{missing}"))
     return "\n".join(f"{label:<17} {value}" for label, value in rows)
 
 

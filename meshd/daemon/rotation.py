@@ -76,16 +76,19 @@ def keys_snapshot(daemon: Daemon) -> KeysSnapshot:
     """Return what may be shown of this node's keys."""
     engine = daemon.engine
     rotation = engine.rotation
-    due_at = rotation.due_at
+    due_at, epoch = rotation.due_at, engine.ledger.epoch
     return KeysSnapshot(
         node=engine.identity.node,
         mesh=engine.identity.mesh,
+        root=engine.ledger.roots.newest,
         public_key=engine.identity.wireguard_key.public,
         made_at=rotation.keys.made_at,
         age=max(0.0, time.time() - rotation.keys.made_at),
         next_public_key=rotation.public_keys[1],
         due_at=None if math.isinf(due_at) else due_at,
         rotating=rotation.busy,
+        bootstrap_epoch=0 if epoch is None else epoch.number,
+        bootstrap_key_held=engine.epochs.lacking is None,
     )
 
 
