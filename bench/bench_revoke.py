@@ -22,6 +22,7 @@ import socket
 import statistics
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,7 @@ def _run(nodes: list[Node], revoked: Node) -> dict[str, Any]:
     answered = revoked.ping(*addresses.values(), timeout=PATIENCE)
     assert len(answered) == len(others), "all answer before"
 
+    wall = time.time()
     started_at = time.monotonic()
     process = others[0].popen(
         [sys.executable, "-m", "meshd.meshctl", "revoke", revoked.name, "--yes"],
@@ -113,6 +115,7 @@ def _run(nodes: list[Node], revoked: Node) -> dict[str, Any]:
         "revoked": revoked.name,
         "seconds": max(silenced.values()),
         "members": silenced,
+        "heard": max(_heard_at(node, revoked.name, since=wall) - wall for node in others),
         "peers_gone": max(gone.values()),
         "last_answer": max(last.values()) - started_at,
         "silent_afterwards": not revoked.ping(*addresses.values(), timeout=WATCHED),
@@ -129,6 +132,16 @@ def _watch_peers(nodes: list[Node], key: str, started_at: float) -> dict[str, fl
             if node.name not in gone and key not in _peers(node):
                 gone[node.name] = time.monotonic() - started_at
     return gone
+
+
+def _heard_at(node: Node, name: str, *, since: float) -> float:
+    """Return when a node's daemon told of the revocation, by the wall clock."""
+    for event in reversed(node.control("/v1/events?recent=200")["events"]):
+        at = datetime.fromisoformat(event["at"]).timestamp()
+        # Events are told to the millisecond.
+        if event["event"] == "member-revoked" and event["member"] == name and at > since - 0.001:
+            return at
+    raise AssertionError(f"{node.name} has not told of the revocation of {name}")
 
 
 def _peers(node: Node) -> set[str]:
@@ -179,6 +192,7 @@ def _report(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[s
         "runs": len(runs),
         "seconds": spread("seconds"),
         "a_member": {"median": statistics.median(each), "worst": max(each)},
+        "heard": spread("heard"),
         "peers_gone": spread("peers_gone"),
         "last_answer": spread("last_answer"),
         "silent_afterwards": all(run["silent_afterwards"] for run in runs),
@@ -193,6 +207,7 @@ def _print(report: dict[str, Any]) -> None:
     print(f"{'from exec of meshctl revoke':42}{'median':>9}{'worst':>9}")
     for what, key in (
         ("until no member exchanges a packet", "seconds"),
+        ("of which: until all have heard of it", "heard"),
         ("of which: until no kernel has the peer", "peers_gone"),
         ("of which: until the last answer to a ping", "last_answer"),
         ("one member, on its own", "a_member"),
