@@ -3,17 +3,21 @@
 from fuzz.registry import Target, decoder, signer, statement, target
 from meshd.keys import SIGNATURE_BYTES
 from meshd.trust.credential import verify_chain_untrusted
+from meshd.trust.epoch import open_epoch_untrusted
 from meshd.trust.fact import FactKind
+from meshd.trust.grant import open_grant_untrusted
 from meshd.trust.invite import format_token, open_invite_untrusted, parse_token_untrusted
 from meshd.trust.invite_use import open_invite_use_untrusted
 from meshd.trust.ledger import Ledger
 from meshd.trust.record import open_record_untrusted
 from meshd.trust.revocation import open_revocation_untrusted
+from meshd.trust.roots import Roots
 from meshd.trust.signed import Statement
 from trust import world as trust
 
 _CHAIN = trust.founding_chain(trust.A)
 _CACHE = trust.cache()
+_ROOTS = trust.roots_after(trust.succession_blob())
 _BY_A = {"key": trust.A, "mesh": trust.MESH}
 
 statement(
@@ -54,6 +58,65 @@ statement(
     lambda blob: open_invite_use_untrusted(blob, trust.MESH, _CACHE),
     lambda: [trust.use_blob(trust.B, by=trust.A, chain=_CHAIN)],
     kind=Statement.INVITE_USE,
+    **_BY_A,
+)
+
+
+@target("chain")
+def _chain():
+    """Two links, of which the second is signed by a member gone bad."""
+    chain = trust.chain_to(
+        trust.B, by=trust.A, through=_CHAIN, name="b", tags=("db",), expires_at=trust.WALL + 9
+    )
+    return Target(
+        lambda blob: verify_chain_untrusted((*_CHAIN, blob), trust.MESH, trust.B.id, trust.cache()),
+        [chain[-1]],
+        SIGNATURE_BYTES,
+        signer(Statement.CREDENTIAL, trust.A, trust.MESH),
+    )
+
+
+statement(
+    "succession",
+    lambda blob: Roots.first(trust.MESH).grown_untrusted((blob,)),
+    lambda: [trust.succession_blob(), trust.succession_blob(overlap_until=trust.WALL + 9)],
+    kind=Statement.SUCCESSION,
+    key=trust.MESH_KEY,
+    mesh=trust.MESH,
+)
+decoder(
+    "roots",
+    lambda data: Roots.decode_untrusted(data, trust.MESH),
+    lambda: [
+        Roots.first(trust.MESH).encode(),
+        trust.roots_after(trust.succession_blob()).encode(),
+    ],
+    encode=Roots.encode,
+)
+
+
+def _grant(blob):
+    cache = trust.cache()
+    cache.roots = (trust.ROOT_KEY.id, trust.MESH)
+    return open_grant_untrusted(blob, trust.MESH, _ROOTS, cache)
+
+
+statement(
+    "grant",
+    _grant,
+    lambda: [trust.grant_blob(trust.A, _CHAIN)],
+    kind=Statement.CREDENTIAL,
+    key=trust.ROOT_KEY,
+    mesh=trust.MESH,
+)
+statement(
+    "bootstrap-epoch",
+    lambda blob: open_epoch_untrusted(blob, trust.MESH, _CACHE),
+    lambda: [
+        trust.epoch_blob(trust.BOOTSTRAP_KEY),
+        trust.epoch_blob(trust.BOOTSTRAP_KEY, by=trust.A, chain=_CHAIN),
+    ],
+    kind=Statement.BOOTSTRAP_EPOCH,
     **_BY_A,
 )
 

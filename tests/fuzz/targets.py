@@ -1,19 +1,23 @@
 """All decoders there are: importing them registers them.  See `registry`."""
 
 from fuzz import (
+    decoders_approval,
     decoders_bootstrap,
     decoders_control,
     decoders_engine,
     decoders_gossip,
+    decoders_preshared,
     decoders_trust,
 )
 from fuzz.registry import TARGETS, fuzz
 
 MODULES = (
+    decoders_approval,
     decoders_bootstrap,
     decoders_control,
     decoders_engine,
     decoders_gossip,
+    decoders_preshared,
     decoders_trust,
 )
 
