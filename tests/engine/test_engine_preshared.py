@@ -162,6 +162,24 @@ def test_a_machine_that_was_switched_off_is_back_at_once(who, disk):
     world.run_until(lambda: share_keys(*machines), within=SOON)
 
 
+@pytest.mark.parametrize("who", [0, 1], ids=["a", "b"])
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_no_handshake_is_begun_that_would_fail_for_different_keys(seed, who):
+    """It would be tried again after 5 s only.  So `installed` in a pong means: and in step."""
+    world, machines = mesh_with_keys(2, seed=seed)
+    world.run_until(lambda: share_keys(*machines), within=SOON)
+    world.run_for(1.0)
+    victim, other = machines[who], machines[1 - who]
+
+    victim.power_off()
+    world.run_for(1.5 if seed % 2 else 10.0)
+    victim.disk.keyrings.clear()
+    victim.start()
+
+    world.run_until(lambda: whole(*machines) and victim.ping(other.ipv4), within=2.0)
+    assert sum(machine.wireguard.mismatches for machine in machines) == 0
+
+
 def test_a_member_without_keys_of_this_kind_has_its_tunnels_all_the_same():
     world, machines = mesh_with_keys(3)
     a, b, old = machines
