@@ -71,8 +71,8 @@ class Admission:
         self, datagram: bytes, source: Endpoint, local: IPAddress | None, now: float
     ) -> bool:
         """Handle a bootstrap request, which may be anything.  Return whether it is judged."""
-        if not self._engine.presence.blob:
-            self._engine.bad_packets["request to one who is not in yet"] += 1
+        if not self._engine.presence.blob or self._engine.revoking.revocation is not None:
+            self._engine.bad_packets["request to one who is not in"] += 1
             return False
         return self._responder.receive_datagram(datagram, source, local, now)
 

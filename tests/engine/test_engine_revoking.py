@@ -312,6 +312,21 @@ def test_what_still_comes_through_its_tunnel_is_dropped_unread(first):
     assert founder.engine.bad_packets["overlay source is no member"] == before + 1
 
 
+def test_a_node_that_is_out_lets_nobody_in():
+    world, founder, mallory = founded(23, "mallory", admit=True)
+    token = mallory.invite()
+    revoke(founder, mallory)
+    world.run_for(2.0)
+    newcomer = world.machine("newcomer")
+
+    newcomer.start(token=token)
+    world.run_for(20.0)
+
+    assert newcomer.disk.identity is None
+    assert newcomer.of("no-answer")
+    assert mallory.engine.bad_packets["request to one who is not in"] > 0
+
+
 # What nobody can do with it
 
 
