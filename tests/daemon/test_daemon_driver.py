@@ -5,13 +5,15 @@ The sockets are real, on a loopback of their own; the engine is one that does as
 
 import contextlib
 import math
+import socket
+import time
 from collections import Counter
 from ipaddress import IPv6Address
 
 import pytest
 import trio
 
-from meshd.daemon.driver import Driver
+from meshd.daemon.driver import REFUSED_DUTY_MAX, Driver
 from meshd.engine.events import OverlayStream
 from meshd.net.overlay import Overlay
 from meshd.net.stream import Streams
@@ -229,5 +231,51 @@ def test_the_engine_gets_the_look_it_wants_and_no_other(device):
 
                 await a.engine.told("counters_observed", device)
                 assert a.looked["times"] == 1
+
+    on_loopback(main)
+
+
+class Swamped(Engine):
+    """Refuses what comes from the underlay, and takes its time over it."""
+
+    EACH = 0.0005  # seconds
+
+    def __init__(self):
+        super().__init__()
+        self.refused = 0
+
+    def underlay_datagram(self, datagram, source, local, now, wall):
+        until = time.perf_counter() + self.EACH
+        while time.perf_counter() < until:
+            pass
+        self.refused += 1
+        return False
+
+
+def test_what_is_refused_gets_half_a_core_and_everything_else_its_turn():
+    flood, seconds = 4000, 1.0
+
+    async def main():
+        with contextlib.ExitStack() as opened:
+            a, b = Node(A, opened), Node(B, opened)
+            a.engine = a.driver._engine = Swamped()
+            sender = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            port = a.driver._underlay.port
+            async with running(a, b):
+                for _ in range(flood):
+                    sender.sendto(b"mesh\x01 rubbish", ("127.0.0.1", port))
+                slowest = 0.0
+                began_at = trio.current_time()
+                while (asked_at := trio.current_time()) < began_at + seconds:
+                    await b.say(overlay=[(b"ping", A)])
+                    await a.driver.submit(lambda _now, _wall: None)
+                    slowest = max(slowest, trio.current_time() - asked_at)
+                elapsed = trio.current_time() - began_at
+                refused = a.engine.refused
+
+        assert 0 < refused < flood, "it was swamped throughout"
+        assert refused * Swamped.EACH <= elapsed * (REFUSED_DUTY_MAX + 0.05)
+        assert slowest < 0.25, "somebody asked waited for no more than a few turns"
+        assert ("overlay_datagram", b"ping", B) in a.engine.heard
 
     on_loopback(main)
