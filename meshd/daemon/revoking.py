@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from meshd.control.api import not_allowed
 from meshd.control.revoking import RevokeAnswer, find_exactly
 from meshd.control.routes import ApiError
-from meshd.keys import MeshKey
-from meshd.store import Secret
+from meshd.daemon.roots import held_mesh_key
 from meshd.trust.granting import utc
 
 if TYPE_CHECKING:
@@ -19,14 +18,12 @@ if TYPE_CHECKING:
     from meshd.daemon.daemon import Daemon
     from meshd.engine.engine import Engine
     from meshd.engine.revoking import Draft
-    from meshd.keys import NodeId
+    from meshd.keys import MeshKey, NodeId
 
 
 async def revoke(daemon: Daemon, request: RevokeRequest) -> RevokeAnswer:
     """Throw a member out, or say what that would come to.  Raise ApiError or StoreError."""
-    seed = daemon.store.load_secret(Secret.MESH_KEY)
-    mesh_key = None if seed is None else MeshKey(seed)
-
+    mesh_key = held_mesh_key(daemon.store, daemon.engine.identity)
     draft = _draft(daemon.engine, request, mesh_key, time.time())
     # Before it is carried out, which takes away what is shown.
     answer = _answer(daemon.engine, draft, done=request.sure)

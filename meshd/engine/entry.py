@@ -32,6 +32,7 @@ from meshd.engine import events
 from meshd.errors import BadPacket
 from meshd.gossip.claim import MemberState
 from meshd.path.candidates import control_endpoint
+from meshd.trust.credential import CredentialCache
 from meshd.trust.fact import FactKind
 from meshd.trust.grammar import CLOCK_SKEW_MAX
 from meshd.underlay import Timer
@@ -182,9 +183,14 @@ class Entry:
     def _begin(self, now: float) -> None:
         engine = self._engine
         bootstrap_key = engine.identity.bootstrap_key
+        roots, cache = engine.ledger.roots, engine.ledger.cache
         if self._rejoining and self._token is not None:
             # The mesh may have changed its key since we were there; the token has the present one.
             bootstrap_key = self._token.bootstrap_key
+            if engine.following.is_ahead(self._token):
+                roots = self._token.roots
+                cache = CredentialCache()
+                cache.roots = roots.keys
         introduction = self._introduction()
         seeds = self.seeds
         if not seeds and not self._accompanied:
@@ -197,8 +203,8 @@ class Entry:
             bootstrap_key,
             seeds=seeds,
             introduction=introduction,
-            cache=engine.ledger.cache,
-            roots=engine.ledger.roots,
+            cache=cache,
+            roots=roots,
             rng=self._rng,
             now=now,
         )
@@ -244,6 +250,12 @@ class Entry:
                 self._joiner = None
                 self._ask_at = self._next_search_at(now)
             case bootstrap_events.Silent(seeds, _):
+                if self._token is not None and engine.identity.chain:
+                    # Nobody hears the key we know; or it is the token's that is an old one.
+                    self._rejoining = not self._rejoining
+                    self._ask_at = now
+                if self.silent:
+                    return
                 self.silent = True
                 engine.emit(
                     events.Notice(
@@ -272,6 +284,8 @@ class Entry:
             return  # a search that has found whom we hear anyway, by another address
         self.silent = False
         self.refusal = None
+        if self._rejoining and self._token is not None:
+            engine.following.take_token(self._token, event.chain, now)
         self._rejoining = False
         self._token = None
         self.seed = answer.seed.node

@@ -29,6 +29,7 @@ from meshd.underlay import Timer
 if TYPE_CHECKING:
     from meshd.engine.engine import Engine
     from meshd.trust.fact import Fact
+    from meshd.trust.invite import Token
 
 SETTLE_TIMEOUT = 60.0
 OVERLAP_CHECK_MAX = 3600.0  # the wall clock may be set meanwhile
@@ -95,6 +96,26 @@ class Following:
             return ()
 
     # Ourselves
+
+    def is_ahead(self, token: Token) -> bool:
+        """Whether a token names a root that we have missed, or one of the mesh's other half."""
+        roots = self._engine.ledger.roots
+        return token.root_number >= roots.number and token.roots.newest not in roots.keys
+
+    def take_token(self, token: Token, chain: tuple[bytes, ...], now: float) -> None:
+        """Begin anew with what a token that was honoured names, and the chain that it brought."""
+        engine = self._engine
+        identity = engine.identity
+        if self.is_ahead(token):
+            engine.ledger.follow(token.roots)
+            self._due = True
+        if token.bootstrap_key != identity.bootstrap_key:
+            identity = replace(
+                identity,
+                bootstrap_key=token.bootstrap_key,
+                older_bootstrap_key=identity.bootstrap_key,
+            )
+        engine.become(replace(identity, pinned=engine.ledger.roots, chain=chain), now)
 
     @property
     def left_behind(self) -> bool:

@@ -606,3 +606,39 @@ def test_two_new_bootstrap_keys_at_once_come_to_one():
     )
     assert all(m.engine.epochs.lacking is None for m in machines)
     assert whole(*machines)
+
+
+# Back by a token
+
+
+@pytest.mark.parametrize("changes", [1, 3], ids=["one root", "two roots and two keys"])
+def test_who_was_left_behind_rejoins_by_a_token_as_the_same_node(changes):
+    """The sealing node had not heard of it; or the bootstrap key has changed twice since."""
+    world = World(seed=60 + changes)
+    machines = world.mesh_of(3)
+    world.run_for(5.0)
+    world.underlay.island = frozenset({"late", "n2"})
+    world.run_for(30.0)
+    late = world.machine("late")
+    late.start(seeds=[machines[2]])
+    world.run_until(lambda: whole(machines[2], late), within=RETURNED)
+    late.power_off()
+    seal(machines[0])
+    world.run_for(5.0)
+    world.underlay.island = frozenset()
+    world.run_until(lambda: all_follow(machines, root_key(world)), within=RETURNED)
+    newest = root_key(world)
+    if changes > 1:
+        rotate_bootstrap(machines[1])
+        rotate(machines[0], overlap=60)
+        newest = root_key(world, 2)
+        world.run_for(120.0)
+    assert all_follow(machines, newest)
+    token = machines[1].invite()
+
+    late.start(token=token)
+
+    world.run_until(lambda: whole(*machines, late), within=60.0)
+    assert late.engine.ledger.roots.newest == newest.id
+    assert late.engine.identity.bootstrap_key == machines[0].engine.identity.bootstrap_key
+    assert late.engine.ledger.admitted(late.node)
