@@ -77,17 +77,11 @@ def ctl(tmp_path: Path):
 @pytest.fixture
 def answering(monkeypatch):
     """Put a terminal in place of standard input, on which somebody types an answer."""
-    opened: list[int] = []
-
-    def answer(text: str) -> None:
-        controller, terminal = pty.openpty()
-        opened.append(controller)
-        monkeypatch.setattr("sys.stdin", os.fdopen(terminal))
-        os.write(controller, text.encode())
-
-    yield answer
-    for descriptor in opened:
-        os.close(descriptor)
+    controller, descriptor = pty.openpty()
+    with os.fdopen(descriptor) as terminal:
+        monkeypatch.setattr("sys.stdin", terminal)
+        yield lambda text: os.write(controller, text.encode())
+    os.close(controller)
 
 
 async def test_with_yes_it_is_looked_at_and_then_done_by_id(tmp_path, ctl, capsys) -> None:
