@@ -304,6 +304,7 @@ class Engine:
                 self.path.endpoint_observed(node, peer.endpoint, now)
         self._contact_ready(now)
         self.rotation.device_observed(device, now)
+        self.clones.device_observed(device)
         self._take_counters(device, now)
         self._settle(now, wall)
 
@@ -443,7 +444,9 @@ class Engine:
             (
                 self._planned(node, standing)
                 for node, standing in self.others()
-                if node not in self._left and not self.clones.silent
+                if node not in self._left
+                and not self.clones.silent
+                and standing.record.wireguard_key not in self.clones.removed
             ),
         )
         self.key_conflicts = plan.key_conflicts

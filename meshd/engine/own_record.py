@@ -4,9 +4,8 @@ Rule 1: a sequence number is never used for two different bodies.  Numbers come 
         was reserved on disk before the run began: `starts << 20 | count` (see docs/adr/0003).
 
 Rule 2: a record of our own that comes from elsewhere with a higher number than ours is from a
-        later life of this node than our disk remembers (a restored backup): we go on above it.
-        That happens once, or twice where members have not told each other.  More often than that,
-        it is no earlier life but another machine with our keys, which goes on above us in turn.
+        later life of this node than our disk remembers (a restored backup), and we go on above it;
+        or another machine has our keys, and `clones` decides who goes on.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from meshd.trust.credential import Credential
     from meshd.trust.record import Candidate
 
-OUTRUNS_MAX = 2  # in a run: see rule 2
-
 
 @dataclass(frozen=True, slots=True)
 class RecordContent:
@@ -41,6 +38,9 @@ class RecordContent:
     routes: tuple[IPNetwork, ...]
     relay: bool
     version: str
+    run: int
+    rival: int
+    cloned: bool
 
 
 class OwnRecord:
@@ -49,7 +49,6 @@ class OwnRecord:
     def __init__(self, *, sequence: int) -> None:
         self._next_sequence = sequence
         self._said: tuple[tuple[bytes, ...], RecordContent] | None = None
-        self.outruns = 0
         self.record: Record | None = None
         self.blob = b""
 
@@ -67,7 +66,6 @@ class OwnRecord:
         if sequence < self._next_sequence:
             return False
         self._next_sequence = sequence + 1
-        self.outruns += 1
         return True
 
     def update(self, identity: Identity, content: RecordContent) -> bool:
@@ -86,6 +84,9 @@ class OwnRecord:
             relay=content.relay,
             version=content.version,
             chain=identity.chain,
+            run=content.run,
+            rival=content.rival,
+            cloned=content.cloned,
         )
         blob = sign_record(record, identity.node_key, identity.mesh)
         self.record, self.blob = record, blob

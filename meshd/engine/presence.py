@@ -15,15 +15,17 @@ we it, by IPv4: our host takes the address for its own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meshd.addresses import overlay_prefix
 from meshd.engine import events
-from meshd.engine.own_record import OUTRUNS_MAX, OwnRecord, RecordContent, own_claim
+from meshd.engine.own_record import OwnRecord, RecordContent, own_claim
 from meshd.path.candidates import own_candidates
 from meshd.plan.claims import Claim, resolve_claims
 from meshd.trust.credential import covered
 from meshd.trust.fact import FactKind
+from meshd.trust.record import sign_record
 from meshd.underlay import Timer
 
 if TYPE_CHECKING:
@@ -79,18 +81,16 @@ class Presence:
             self._local = addresses
             self.due = True
 
-    def met_elsewhere(self, standing: Standing) -> bool:
-        """Take a record of ours that others hold.  Return whether it proves a clone.
+    def met_elsewhere(self, standing: Standing, now: float) -> None:
+        """Take a record of ours that others hold.
 
         It is from an earlier run; or from a later life than our disk remembers; or a clone's.
         """
-        if standing.blob == self._own.blob:
-            return False
+        if standing.blob == self._own.blob or not self._engine.clones.met(standing.record, now):
+            return
         self.due = True
-        if not self._own.outrun(standing.record.sequence):
-            return False
-        self._engine.emit(events.SequenceOutrun(standing.record.sequence))
-        return self._own.outruns == OUTRUNS_MAX + 1
+        if self._own.outrun(standing.record.sequence):
+            self._engine.emit(events.SequenceOutrun(standing.record.sequence))
 
     @property
     def retired(self) -> tuple[IPv4Address, ...]:
@@ -112,10 +112,12 @@ class Presence:
 
     def refresh(self, now: float, wall: float) -> bool:
         """Sign and spread a new record if there is anything new to say.  Return whether it was."""
+        engine = self._engine
+        if engine.clones.yielding:
+            return self._say_last(now, wall)
         if not self.due:
             return False
         self.due = False
-        engine = self._engine
         credential = engine.own_credential
         self._resolve_addresses(credential, now)
         if credential is None or not self._own.update(engine.identity, self._content(credential)):
@@ -123,6 +125,24 @@ class Presence:
         fact = engine.learn(FactKind.RECORD, self._own.blob, now, wall)
         assert fact is not None, "there is room for our own record"
         engine.path.record_changed(self._own.blob, self._own.sequence)
+        return True
+
+    def _say_last(self, now: float, wall: float) -> bool:
+        """Say another machine's record once more in its place, with the news that we exist too."""
+        engine, identity = self._engine, self._engine.identity
+        record, engine.clones.last_word = engine.clones.last_word, None
+        if record is None:
+            return False
+        last = replace(
+            record,
+            sequence=record.sequence + 1,
+            run=engine.clones.run,
+            rival=record.run,
+            cloned=True,
+        )
+        blob = sign_record(last, identity.node_key, identity.mesh)
+        engine.learn(FactKind.RECORD, blob, now, wall)
+        engine.path.record_changed(blob, last.sequence)
         return True
 
     def _content(self, credential: Credential) -> RecordContent:
@@ -145,6 +165,9 @@ class Presence:
             routes=tuple(r for r in config.advertise if covered(r, credential.routes)),
             relay=config.relay and credential.relay,
             version=config.version,
+            run=engine.clones.run,
+            rival=engine.clones.rival,
+            cloned=engine.clones.proven,
         )
 
     # Addresses
@@ -192,7 +215,10 @@ class Presence:
                 "address-changed",
                 f"our IPv4 address {before} {why}; ours is {self.ipv4}: what is under way by the "
                 "old one ends",
-                details={"before": str(before), "after": self.ipv4 and str(self.ipv4)},
+                details={
+                    "before": str(before),
+                    "after": None if self.ipv4 is None else str(self.ipv4),
+                },
             )
         )
 

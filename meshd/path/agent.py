@@ -28,7 +28,10 @@ Rule 5: after a change of the bootstrap key, members are asked under both keys u
         under the new one, and answered under the one by which they asked.  Strangers are only
         heard under the new one.
 
-Rule 6: where all is well, nothing is sent.  A path is questioned when somebody has a reason: the
+Rule 6: who answers from a proven address, and does not know the newest record of its own that we
+        hold, is shown it: it may be out of a backup, or not the only one with its keys.
+
+Rule 7: where all is well, nothing is sent.  A path is questioned when somebody has a reason: the
         gossip suspects the peer, our addresses change, its record drops the address in use, or
         the peer is heard from elsewhere.
 """
@@ -206,9 +209,10 @@ class Agent:
         *,
         sequence: int,
         now: float,
+        record: bytes = b"",
         preshared: bytes | None = None,
     ) -> None:
-        """Take what an admitted member's verified record says of where it is.
+        """Take what an admitted member's verified record says of where it is, and the record.
 
         `preshared` is what probes are to say of keys shared with a member not known yet.
         """
@@ -220,7 +224,7 @@ class Agent:
                 return
             answers = TokenBucket(rate=ANSWERS_PER_SECOND_MAX, burst=ANSWERS_BURST_MAX, now=now)
             peer = self._peers[node] = Peer(node, answers=answers, now=now, preshared=preshared)
-        peer.sequence = sequence
+        peer.sequence, peer.record = sequence, record
         known = set(peer.pairs)
         delisted = peer.set_candidates(
             c for c in candidates if self._usable(control_endpoint(c)) and c.port
@@ -404,6 +408,8 @@ class Agent:
         self._send(pong, peer, source, local, older=older)
         if ping.record is not None and ping.sequence > peer.sequence:
             self._events.append(RecordReceived(ping.record, peer.node))
+        if ping.yours is not None:
+            self._events.append(RecordReceived(ping.yours, peer.node))
         if not peer.installed:
             self._events.append(PeerCalling(peer.node))
         self._ask_back(peer, ping, peer.observe(source, local), now)
@@ -460,8 +466,11 @@ class Agent:
         self._announce(peer)
         assert pong.observed is not None
         self._on_observed(peer.node, pong.observed, now)
-        if peer.holds < self._sequence and now - pair.shown_at >= self._config.update_spacing:
+        spacing = self._config.update_spacing
+        if peer.holds < self._sequence and now - pair.shown_at >= spacing:
             self._ping(peer, pair, now)
+        elif pong.sequence < peer.sequence and now - pair.returned_at >= spacing:
+            self._ping(peer, pair, now, yours=peer.record or None)
         self._reschedule(peer, now)
 
     # Searching
@@ -551,10 +560,10 @@ class Agent:
     def _usable(self, endpoint: Endpoint) -> bool:
         return usable(endpoint, self._excluded) and endpoint not in self._own_endpoints
 
-    def _ping(self, peer: Peer, pair: Pair, now: float) -> None:
+    def _ping(self, peer: Peer, pair: Pair, now: float, *, yours: bytes | None = None) -> None:
         if not self._usable(pair.control):
             return
-        lacks_record = peer.holds < self._sequence
+        lacks_record = peer.holds < self._sequence and yours is None
         may_have_it = pair.listed or pair.proven_at > -math.inf
         ping = Probe(
             type=ProbeType.PING,
@@ -563,11 +572,14 @@ class Agent:
             held=peer.sequence,
             sequence=self._sequence,
             record=self._record if lacks_record and may_have_it else None,
+            yours=yours,
             preshared=peer.preshared_ours,
         )
         pair.open_transaction(ping.transaction, now)
         if ping.record is not None:
             pair.shown_at = now
+        if yours is not None:
+            pair.returned_at = now
         self._counts["pings_sent"] += 1
         self._send(ping, peer, pair.control, pair.local)
         if self._sealer.has_older and not peer.rekeyed:

@@ -48,6 +48,7 @@ class Pair:
     local: IPAddress | None = None  # our address it was heard on
     asked_at: float = -math.inf
     shown_at: float = -math.inf  # when a ping last brought our record
+    returned_at: float = -math.inf  # when a ping last brought the peer's own
     proven_at: float = -math.inf
     rtt: float = math.inf
     unanswered: int = 0
@@ -81,6 +82,7 @@ class Peer:
         self.node = node
         self.answers = answers  # how many of its pings we answer
         self.sequence = 0  # of its record, as we hold it
+        self.record = b""  # that record itself
         self.holds = 0  # sequence of our record, as it holds it
         self.installed = False  # it is a peer in our kernel
         self.installs_us = False  # we are a peer in its kernel, by its last pong

@@ -19,6 +19,8 @@
      8   record       ping        the sender's record, verbatim
     64   preshared    both        tags of the pre-shared keys it holds for this pair (8 bytes
                                   each, see `meshd.preshared.keys`); absent = takes no part
+    72   yours        ping        the receiver's own record, verbatim, where it has shown that it
+                                  does not know its newest one; never beside 8
 
 Rule 1: the outer box keeps strangers out and senders private; the inner box proves the sender.
         Its key depends on the direction, so a ping cannot be turned round and sent back.
@@ -64,6 +66,7 @@ PAIR_KEYS_MAX = 4096
 
 _TYPE, _TRANSACTION, _INSTALLED, _HELD, _SEQUENCE, _ADDRESS, _PORT, _RECORD = range(1, 9)
 _PRESHARED = 64
+_YOURS = 72
 
 
 class ProbeType(enum.IntEnum):
@@ -84,6 +87,7 @@ class Probe:
     sequence: int
     observed: Endpoint | None = None  # in every pong, in no ping
     record: bytes | None = None  # in pings only
+    yours: bytes | None = None  # in pings only, and without `record`: both fit no datagram
     preshared: bytes | None = None
 
 
@@ -228,6 +232,10 @@ def _encode(probe: Probe) -> bytes:
     if probe.record is not None:
         assert probe.type is ProbeType.PING
         fields[_RECORD] = probe.record
+    if probe.yours is not None:
+        assert probe.type is ProbeType.PING
+        assert probe.record is None
+        fields[_YOURS] = probe.yours
     if probe.preshared is not None:
         fields[_PRESHARED] = probe.preshared
     return pack(fields)
@@ -240,7 +248,7 @@ def _decode_untrusted(body: bytes) -> Probe:
     except ValueError as exc:
         raise BadPacket("unknown probe type") from exc
     observed = None
-    record = None
+    record = yours = None
     if type_ is ProbeType.PONG:
         address = fields.address(_ADDRESS)
         if address is None:
@@ -248,6 +256,8 @@ def _decode_untrusted(body: bytes) -> Probe:
         observed = Endpoint(address, fields.uint(_PORT, maximum=0xFFFF))
     elif fields.has(_RECORD):
         record = fields.blob(_RECORD, maximum=RECORD_BYTES_MAX)
+    elif fields.has(_YOURS):
+        yours = fields.blob(_YOURS, maximum=RECORD_BYTES_MAX)
     probe = Probe(
         type=type_,
         transaction=fields.blob(_TRANSACTION, size=TRANSACTION_BYTES),
@@ -256,6 +266,7 @@ def _decode_untrusted(body: bytes) -> Probe:
         sequence=fields.uint(_SEQUENCE, default=0),
         observed=observed,
         record=record,
+        yours=yours,
         preshared=(
             fields.blob(_PRESHARED, maximum=PRESHARED_BYTES_MAX) if fields.has(_PRESHARED) else None
         ),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
+    from meshd.codec import IPNetwork
     from meshd.keys import MeshId, NodeId, PresharedKey, WireGuardKey, WireGuardPrivateKey
     from meshd.wg.types import Endpoint
 
@@ -117,7 +118,8 @@ def _peer(member: PlannedMember, me: PlannedSelf) -> PeerSpec:
 
 
 def _link(me: PlannedSelf) -> LinkSpec:
-    addresses, routes = {host_network(me.ipv6)}, {overlay_prefix(me.mesh)}
+    addresses: set[IPNetwork] = {host_network(me.ipv6)}
+    routes: set[IPNetwork] = {overlay_prefix(me.mesh)}
     if me.ipv4 is not None:
         addresses.add(host_network(me.ipv4))
         routes.add(me.ipv4_prefix)

@@ -116,7 +116,8 @@ class Machine:
             ),
             memory=Memory(
                 facts=tuple(self.disk.facts.values()),
-                sequence=self.disk.starts << SEQUENCE_SHIFT,
+                # At a random place in the block, as the daemon does.
+                sequence=(self.disk.starts << SEQUENCE_SHIFT) + self._rng.randrange(1 << 19),
                 incarnation=self.disk.incarnation,
                 keys=self.disk.keys,
                 keyrings=dict(self.disk.keyrings),

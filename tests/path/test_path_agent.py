@@ -10,6 +10,7 @@ from meshd.path.candidates import PathClass
 from meshd.path.events import (
     EndpointSelected,
     PeerReady,
+    RecordReceived,
     ReflexiveAddress,
 )
 from path.scripted import (
@@ -557,3 +558,35 @@ def test_a_removed_peer_is_a_stranger():
     assert agent.datagrams_to_send() == []
     assert agent.view(B.id) is None
     assert agent.get_timer() is None
+
+
+def test_who_does_not_know_its_own_newest_record_is_shown_it_where_it_answers():
+    agent, peer = agent_and_peer()
+    agent.update_peer(B.id, [B_PUBLIC], sequence=7, record=b"newest of B's", now=0.0)
+    ((target, ping),) = asked(agent, peer, 0.0)
+    assert ping.yours is None, "nobody has answered from there yet"
+
+    answer(agent, peer, ping, target, 0.01, sequence=6)
+
+    ((to, returned),) = pings(agent, peer)
+    assert (to, returned.yours, returned.record) == (target, b"newest of B's", None)
+    answer(agent, peer, returned, target, 0.02, sequence=6)
+    assert not pings(agent, peer), "not in turn with every answer"
+
+
+def test_who_knows_its_own_newest_record_is_not_shown_it():
+    agent, peer = agent_and_peer()
+    agent.update_peer(B.id, [B_PUBLIC], sequence=7, record=b"newest of B's", now=0.0)
+    ((target, ping),) = asked(agent, peer, 0.0)
+
+    answer(agent, peer, ping, target, 0.01, sequence=7)
+
+    assert not [ping for _, ping in pings(agent, peer) if ping.yours is not None]
+
+
+def test_a_record_of_ours_that_we_are_shown_is_passed_on_for_judgement():
+    agent, peer = agent_and_peer()
+
+    agent.receive_datagram(peer.ping(A, yours=b"newest of ours"), AT_PUBLIC, HERE, 1.0)
+
+    assert RecordReceived(b"newest of ours", B.id) in events_of(agent)

@@ -76,7 +76,7 @@ class Scripted:
     def seal(self, probe, target):
         return self.sealer.seal(probe, target.id, self._rng.randbytes(24))
 
-    def ping(self, target, *, installed=True, held=1, sequence=1, record=None):
+    def ping(self, target, *, installed=True, held=1, sequence=1, record=None, yours=None):
         probe = Probe(
             type=ProbeType.PING,
             transaction=self._rng.randbytes(8),
@@ -84,6 +84,7 @@ class Scripted:
             held=held,
             sequence=sequence,
             record=record,
+            yours=yours,
         )
         return self.seal(probe, target)
 
