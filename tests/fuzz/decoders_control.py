@@ -19,6 +19,7 @@ from meshd.codec import pack, unpack_untrusted
 from meshd.control.api import make_routes
 from meshd.control.server import _Connections
 from meshd.errors import BadPacket, ConfigError
+from meshd.sealing import Sealing
 
 SECRET = "correct horse battery staple"
 _HANG_UP = 60.0  # seconds until the client does, of a clock that only jumps
@@ -116,6 +117,11 @@ def _trees():
 # Bytes on the socket, and requests that are HTTP whatever they say.
 decoder("control-bytes", _served, lambda: [_raw(unpack_untrusted(tree)) for tree in _trees()])
 decoder("control-request", lambda data: _served(_raw(unpack_untrusted(data))), _trees)
+
+
+# What is on this machine's own disk, which may be damaged
+
+decoder("sealed", Sealing(bytes(32)).open_untrusted, lambda: [Sealing(bytes(32)).seal(b"secret")])
 
 
 # Configuration

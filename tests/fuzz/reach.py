@@ -36,4 +36,5 @@ class Reached:
     def _note(self, frame, event, _):
         if event == "call" and frame.f_code.co_name.endswith(_SUFFIX):
             path = Path(frame.f_code.co_filename)
-            self.functions.add((str(path.relative_to(_PACKAGE)), frame.f_code.co_name))
+            if path.is_relative_to(_PACKAGE):  # and no fake of a test's
+                self.functions.add((str(path.relative_to(_PACKAGE)), frame.f_code.co_name))
