@@ -40,6 +40,7 @@ from meshd.codec import pack, unpack_untrusted
 from meshd.errors import BadPacket
 from meshd.keys import InviteKey, MeshKey
 from meshd.trust.credential import CredentialCache
+from meshd.trust.fact import FACT_BYTES_MAX
 from meshd.trust.invite import INVITE_BYTES_MAX
 from meshd.trust.record import RECORD_BYTES_MAX
 from meshd.trust.refusal import REFUSAL_TEXT_BYTES_MAX, Refusal, RefusalCode
@@ -58,7 +59,7 @@ def opened_request(payload, *, binding=BINDING, mesh=MESH):
     return open_request_untrusted(unpad_untrusted(payload), binding, mesh)
 
 
-def answer_payload(verdict, *, key=SEED, record=None, chain=None, binding=BINDING):
+def answer_payload(verdict, *, key=SEED, record=None, chain=None, binding=BINDING, revocation=b""):
     return encode_answer(
         verdict,
         key=key,
@@ -69,6 +70,7 @@ def answer_payload(verdict, *, key=SEED, record=None, chain=None, binding=BINDIN
         observed=NEWCOMER_AT,
         ipv4_prefix=PREFIX,
         wall=WALL,
+        revocation=revocation,
     )
 
 
@@ -211,6 +213,16 @@ def test_a_refusal_is_read_as_it_was_meant():
     assert opened_answer(answer_payload(REFUSAL)).verdict == REFUSAL
 
 
+def test_a_refusal_carries_what_puts_the_newcomer_out_where_there_is_room():
+    out = Refusal(RefusalCode.REVOKED, "x" * 200)
+
+    with_room = opened_answer(answer_payload(out, revocation=b"r" * 300))
+    without = opened_answer(answer_payload(out, revocation=b"r" * 900))
+
+    assert (with_room.verdict, with_room.revocation) == (out, b"r" * 300)
+    assert (without.verdict, without.revocation) == (out, b"")
+
+
 def test_an_answer_that_does_not_fit_becomes_a_refusal_that_does():
     # A record as long as records get: eight candidates, a long version, and a long chain.
     record = record_of(SEED, candidates=8, version="v" * 32)
@@ -229,11 +241,13 @@ def test_an_answer_that_does_not_fit_becomes_a_refusal_that_does():
     st.text(max_size=REFUSAL_TEXT_BYTES_MAX),
     st.lists(st.binary(max_size=256), max_size=4),
     st.booleans(),
+    st.binary(max_size=FACT_BYTES_MAX),
 )
-def test_no_answer_is_longer_than_a_request(record_bytes, text, links, refuse):
+def test_no_answer_is_longer_than_a_request(record_bytes, text, links, refuse, revocation):
     verdict = Refusal(RefusalCode.OTHER, text) if refuse else tuple(links)
+    payload = answer_payload(verdict, record=bytes(record_bytes), revocation=revocation)
 
-    assert len(answer_payload(verdict, record=bytes(record_bytes))) <= PAYLOAD_BYTES
+    assert len(payload) <= PAYLOAD_BYTES
 
 
 def test_an_answer_to_another_handshake_is_refused():
