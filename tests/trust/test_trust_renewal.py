@@ -141,7 +141,19 @@ def test_an_expired_credential_is_renewed_until_its_grace_is_over():
 
 
 def test_a_clock_that_is_behind_still_gives_a_chain_that_verifies():
-    late = chain_to(
+    """Behind the subject's admission, and behind the renewing member's own."""
+    later = WALL + 3 * DAY
+    dates = {"admitted_at": later, "issued_at": later, "expires_at": later + DAY}
+    cut = chain_to(B, by=A, through=CHAIN_A, name="b", lifetime=MONTH, **dates)
+    chain_c, record_c = member(C, issued_at=later + HOUR, **ENOUGH)
+    ledger = ledger_of(RECORD_A, record_c, record(record_blob(B, cut)))
+
+    assert last(ask(ledger, wall=WALL), B).issued_at == later
+    assert last(ask(ledger, key=C, chain=chain_c, wall=WALL), B).issued_at == later + HOUR
+
+
+def test_dated_like_what_it_renews_it_is_no_renewal():
+    ahead = chain_to(
         B,
         by=A,
         through=CHAIN_A,
@@ -150,12 +162,9 @@ def test_a_clock_that_is_behind_still_gives_a_chain_that_verifies():
         issued_at=WALL + HOUR,
         expires_at=WALL + 2 * HOUR,
     )
-    ledger = ledger_of(RECORD_A, record(record_blob(B, late)))
+    ledger = ledger_of(RECORD_A, record(record_blob(B, ahead)))
 
-    verdict = ask(ledger, wall=WALL + HOUR - CLOCK_SKEW_MAX)
-
-    # Dated like what it renews, it would end like it, too.
-    assert refused(verdict) is RefusalCode.NO_GAIN
+    assert refused(ask(ledger, wall=WALL)) is RefusalCode.NO_GAIN
 
 
 # What is refused
@@ -368,6 +377,14 @@ def test_those_that_can_give_the_whole_life_are_asked_before_those_that_cannot()
     whole_but_far, short_but_near = ranks(ledger, last(CHAIN_B, B), D, E)
 
     assert whole_but_far < short_but_near
+
+
+def test_whoever_is_trusted_through_the_one_who_asks_is_not_asked():
+    """Not even where the link in its chain is an older one that lasts longer."""
+    older = chain_to(B, by=A, through=CHAIN_A, name="b", expires_at=WALL + YEAR, **FULL)
+    _, through_b = member(D, by=B, through=older, expires_at=WALL + YEAR, **ENOUGH)
+
+    assert ranks(world(through_b), last(CHAIN_B, B), D) == [None]
 
 
 def test_those_that_could_not_help_are_not_asked():
