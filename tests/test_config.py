@@ -39,6 +39,7 @@ EXAMPLES: dict[str, tuple[object, str, object]] = {
     "backend": ("userspace", '"userspace"', "userspace"),
     "relay-ports": ("6000-6100", '"6000-6100"', PortRange(6000, 6100)),
     "rotate-keys-after": ("30d", '"30d"', 30 * 86400.0),
+    "psk": (False, "false", False),
     "mdns": (False, "false", False),
     "state-dir": ("/s", '"/s"', Path("/s")),
     "runtime-dir": ("/r", '"/r"', Path("/r")),
