@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 from meshd import __version__, values
 from meshd.arguments import ArgumentParser, reader
 from meshd.ctl import commands, keys
+from meshd.ctl.approval import add_approve, add_deny, add_pending, approve, deny, pending
 from meshd.ctl.audit import add_audit, audit
 from meshd.ctl.client import DEFAULT_RUNTIME_DIR, Client, find_socket
 from meshd.ctl.exits import Exit, Failed
+from meshd.ctl.invites import add_invite, add_invites, invite, invites
 from meshd.ctl.render import Screen
 from meshd.ctl.revoke import add_revoke, revoke
+from meshd.ctl.sealing import add_seal, seal
 from meshd.errors import MeshdError, UsageError
 
 if TYPE_CHECKING:
@@ -34,10 +37,6 @@ if TYPE_CHECKING:
     Subparsers = Any  # argparse has no public name for it
 
 STATES = ("alive", "suspect", "dead", "left")
-INVITE_LIFETIME_MIN = 60.0  # seconds; the daemon says so, too
-INVITE_LIFETIME_MAX = 366 * 86400.0
-CREDENTIAL_LIFETIME_MIN = 10.0
-CREDENTIAL_LIFETIME_MAX = 3660 * 86400.0
 RUNTIME_DIR_VARIABLE = "MESHD_RUNTIME_DIR"
 
 
@@ -118,12 +117,16 @@ def make_parser() -> ArgumentParser:
     add("peers", commands.peers, "the tunnels, as WireGuard has them")
     _add_ping(add("ping", commands.ping, "measure the way through the tunnel to a member"))
     _add_wait(add("wait", commands.wait, "block until something holds"))
-    _add_invite(add("invite", commands.invite, "make a token with which a machine can join"))
-    add("invites", commands.invites, "the invites this node has made")
+    add_invite(add("invite", invite, "make a token with which a machine can join"))
+    add_invites(add("invites", invites, "which tokens are out, who came in by them; withdraw one"))
+    add_pending(add("pending", pending, "machines without a secret that ask to be let in"))
+    add_approve(add("approve", approve, "let in a machine that shows the same code as `pending`"))
+    add_deny(add("deny", deny, "send such a machine away"))
     _add_keys(add("keys", keys.keys, "this node's keys, and a new WireGuard key for it"))
     _add_events(add("events", commands.events, "what has happened"))
     add_audit(add("audit", audit, "what has changed in the mesh, and who signed it"))
     add_revoke(add("revoke", revoke, "throw a member out of the mesh for good"))
+    add_seal(add("seal", seal, "end the secret of a mesh: from then on it admits nobody"))
     add("leave", commands.leave, "say goodbye, remove the interface, end the daemon")
     forget = add("forget", commands.forget, "drop what is known of a member that is gone")
     forget.add_argument("name", metavar="NAME", help="name, id or address")
@@ -197,45 +200,26 @@ def _add_wait(parser: ArgumentParser) -> None:
     )
 
 
-def _add_invite(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--expires",
-        type=reader(_lifetime),
-        default=3600.0,
-        metavar="SPAN",
-        help="how long it can be used, such as 30m or 7d (1h)",
-    )
-    parser.add_argument("--reusable", action="store_true", help="by any number of machines")
-    parser.add_argument(
-        "--tag", action="append", default=[], metavar="T", help="tag they get (repeatable)"
-    )
-    parser.add_argument(
-        "--advertise",
-        action="append",
-        default=[],
-        type=reader(lambda text: str(values.network(text))),
-        metavar="CIDR",
-        help="network they may offer (repeatable)",
-    )
-    parser.add_argument(
-        "--name", type=reader(values.label), metavar="N", help="name the machine gets"
-    )
-    parser.add_argument("--admit", action="store_true", help="they may invite others")
-    parser.add_argument(
-        "--lifetime",
-        type=reader(_credential_lifetime),
-        metavar="SPAN",
-        help="how long their credential lives unless it is renewed, which it is by itself (365d); "
-        "0: as long as this node's own",
-    )
-
-
 def _add_keys(parser: ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=("show", "rotate"),
         help="show: public halves and their age; rotate: replace the WireGuard key, under traffic",
     )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--mesh", action="store_true", help="rotate the mesh key, on the node that holds it"
+    )
+    which.add_argument(
+        "--bootstrap", action="store_true", help="rotate the bootstrap key: tokens become void"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=reader(values.duration),
+        metavar="SPAN",
+        help="with --mesh: how long the key before is good for members not heard of (30d)",
+    )
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
 
 
 def _add_events(parser: ArgumentParser) -> None:
@@ -249,20 +233,6 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) <= 1_000_000:
         raise ValueError("must be a whole number from 1 to 1000000")
     return int(text[:9])
-
-
-def _credential_lifetime(text: str) -> float:
-    span = values.duration(text)
-    if 0 < span < CREDENTIAL_LIFETIME_MIN or span > CREDENTIAL_LIFETIME_MAX:
-        raise ValueError("must be from 10s to 3660d, or 0")
-    return span
-
-
-def _lifetime(text: str) -> float:
-    span = values.duration(text)
-    if not INVITE_LIFETIME_MIN <= span <= INVITE_LIFETIME_MAX:
-        raise ValueError("must be from 1m to 366d")
-    return span
 
 
 def _socket(arguments: argparse.Namespace) -> Path:

@@ -15,6 +15,7 @@
 | `POST /v1/forget {name}`               | `meshd.forget/1`                                     |
 | `POST /v1/revoke {name,…}`             | `meshd.revoke/1`: see `meshd.control.revoking`       |
 | `GET /v1/audit…`                       | see `audit`                                          |
+| `POST /v1/seal`, `/v1/keys/rotate-…`   | see `meshd.control.sealing`                          |
 
 An error is `{"error": {"code": …, "message": …}}` with a fitting status: 400 for what cannot be
 meant, 403 for what this node may not do, 404 and 409 for what is not there or not so.
@@ -37,6 +38,7 @@ from meshd.control.keys import keys_document
 from meshd.control.lookup import find_member
 from meshd.control.revoking import revoke_route
 from meshd.control.routes import ApiError, Lines, Reply, bad_request
+from meshd.control.sealing import SealingController, sealing_routes
 from meshd.control.snapshot import STATES
 from meshd.control.waiting import Condition
 
@@ -70,7 +72,7 @@ WAIT_RECHECK_INTERVAL = 0.25
 MEMBERS_MAX = 65536
 
 
-class Controller(InviteController, ApprovalController, Protocol):
+class Controller(InviteController, ApprovalController, SealingController, Protocol):
     """The daemon, as requests see it.
 
     All methods run in the daemon's own trio loop, so what `status` returns is consistent.  They
@@ -133,6 +135,7 @@ def make_routes(controller: Controller) -> Routes:
         ("POST", "/v1/forget"): api.forget,
         ("POST", "/v1/revoke"): revoke_route(controller.revoke),
         **invite_routes(controller),
+        **sealing_routes(controller),
         **approval_routes(controller),
         **audit_routes(lambda: controller.database),
     }

@@ -33,6 +33,7 @@ class KeysSnapshot:
     rotating: bool
     bootstrap_epoch: int  # 0: the key the mesh began with
     bootstrap_key_held: bool  # whether this node has the key of that epoch
+    holds_mesh_key: bool = False
 
 
 def keys_document(keys: KeysSnapshot) -> Document:
@@ -42,6 +43,7 @@ def keys_document(keys: KeysSnapshot) -> Document:
         "node": str(keys.node),
         "mesh": str(keys.mesh),
         "root": str(keys.root),
+        "holds_mesh_key": keys.holds_mesh_key,
         "wireguard": {
             "public_key": str(keys.public_key),
             "made_at": rfc3339(keys.made_at),

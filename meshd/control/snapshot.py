@@ -68,6 +68,7 @@ class SelfSnapshot:
     bad_packets: Mapping[str, int] = field(default_factory=dict)  # reason -> how many were dropped
     credential: CredentialSnapshot | None = None  # None before it is admitted
     audit_head: Head | None = None  # None: no log yet
+    holds_mesh_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class MeshSnapshot:
     me: SelfSnapshot
     members: tuple[MemberSnapshot, ...] = ()
     health: tuple[HealthFinding, ...] = ()
+    open: bool = False  # who knows its secret is a member
 
     def count(self, state: State) -> int:
         """How many members are in a state; this node counts as alive."""

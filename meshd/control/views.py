@@ -35,7 +35,12 @@ def status_document(mesh: MeshSnapshot) -> Document:
     counts: Document = {state: mesh.count(state) for state in STATES}
     return {
         "schema": "meshd.status/1",
-        "mesh": {"id": str(mesh.id), "name": mesh.name, "members": counts},
+        "mesh": {
+            "id": str(mesh.id),
+            "name": mesh.name,
+            "members": counts,
+            "open": mesh.open,
+        },
         "self": _self(mesh.me),
         "members": [_member(member) for member in sorted(mesh.members, key=_by_name)],
         "health": [_finding(finding) for finding in mesh.health],
@@ -121,6 +126,7 @@ def _self(me: SelfSnapshot) -> Document:
         "backend": me.backend,
         "relay": me.relay,
         "ready": me.ready,
+        "holds_mesh_key": me.holds_mesh_key,
         "uptime_s": round(me.uptime, 3),
         "version": me.version,
         "health_score": me.health_score,

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from meshd.ctl.exits import Exit, Failed
+from meshd.ctl.sealing import rotate_bootstrap, rotate_mesh
 
 if TYPE_CHECKING:
     import argparse
@@ -19,6 +20,14 @@ ROTATE_TIMEOUT = 120.0  # others may go first
 
 def keys(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
     """Show the keys, or rotate the WireGuard key and wait until that is done."""
+    if arguments.action == "show" and (arguments.mesh or arguments.bootstrap):
+        raise Failed(Exit.USAGE, "--mesh and --bootstrap say what is to be rotated")
+    if arguments.overlap is not None and not arguments.mesh:
+        raise Failed(Exit.USAGE, "--overlap is for the mesh key: give --mesh as well")
+    if arguments.mesh:
+        return rotate_mesh(client, arguments, output)
+    if arguments.bootstrap:
+        return rotate_bootstrap(client, arguments, output)
     if arguments.action == "rotate":
         return _rotate(client, output)
     document = client.get("/v1/keys")
@@ -49,7 +58,7 @@ def _keys_text(document: Document) -> str:
     rows = [
         ("node", document["node"]),
         ("mesh", document["mesh"]),
-        ("root", document["root"]),
+        ("root", document["root"] + (", its key is here" if document["holds_mesh_key"] else "")),
         ("WireGuard key", wireguard["public_key"]),
         ("  in use since", f"{wireguard['made_at']} ({_days(wireguard['age_s'])})"),
         ("  to be replaced", wireguard["rotates_at"] or "on request only"),

@@ -10,7 +10,8 @@ import trio
 
 from meshd.control.invites import NewInvite
 from meshd.control.snapshot import PingAnswer
-from meshd.daemon import approval, health, invites, revoking
+from meshd.daemon import approval, health, invites, revoking, sealing
+from meshd.daemon.roots import held_mesh_key
 from meshd.daemon.rotation import keys_snapshot
 from meshd.daemon.snapshot import mesh_snapshot, peer_snapshots
 from meshd.trust.invite import format_token
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from meshd.control.invites import InviteRequest, InviteSnapshot, OtherInviteSnapshot
     from meshd.control.keys import KeysSnapshot
     from meshd.control.revoking import RevokeAnswer, RevokeRequest
+    from meshd.control.sealing import NewBootstrapAnswer, NewRootAnswer
     from meshd.control.snapshot import MeshSnapshot, PeerSnapshot
     from meshd.daemon.daemon import Daemon
     from meshd.keys import NodeId
@@ -60,6 +62,7 @@ class DaemonController:
             bad_packets=health.bad_packets(daemon),
             findings=tuple(health.host_findings(daemon)),
             audit_head=daemon.audit.head,
+            holds_mesh_key=held_mesh_key(daemon.store, daemon.engine.identity) is not None,
             wall=time.time(),
         )
 
@@ -136,6 +139,18 @@ class DaemonController:
     async def revoke(self, request: RevokeRequest) -> RevokeAnswer:
         """Throw a member out, or say what that would come to.  It is on disk when this returns."""
         return await revoking.revoke(self._daemon, request)
+
+    async def seal(self, secret: str | None, *, sure: bool) -> NewRootAnswer:
+        """Move an open mesh to a fresh mesh key and bootstrap key."""
+        return await sealing.seal(self._daemon, secret, sure=sure)
+
+    async def rotate_mesh_key(self, overlap: int, *, sure: bool) -> NewRootAnswer:
+        """Replace the mesh key that this node holds."""
+        return await sealing.rotate_mesh_key(self._daemon, overlap, sure=sure)
+
+    async def rotate_bootstrap_key(self, *, sure: bool) -> NewBootstrapAnswer:
+        """Replace the bootstrap key."""
+        return await sealing.rotate_bootstrap_key(self._daemon, sure=sure)
 
     async def forget(self, node: NodeId) -> None:
         """Drop what is known of a member that is not alive."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from meshd.control.keys import KeysSnapshot
+from meshd.daemon.roots import held_mesh_key
 from meshd.engine.rotation import WireGuardKeys
 from meshd.errors import StartError, StoreError
 from meshd.keys import WireGuardKey, WireGuardPrivateKey
@@ -89,6 +90,7 @@ def keys_snapshot(daemon: Daemon) -> KeysSnapshot:
         rotating=rotation.busy,
         bootstrap_epoch=0 if epoch is None else epoch.number,
         bootstrap_key_held=engine.epochs.lacking is None,
+        holds_mesh_key=held_mesh_key(daemon.store, engine.identity) is not None,
     )
 
 

@@ -15,6 +15,7 @@ from meshd.daemon import invites
 from meshd.daemon.clones import clone_findings
 from meshd.daemon.credential import credential_findings, own_credential
 from meshd.daemon.preshared import preshared_findings, psk_age
+from meshd.daemon.roots import root_findings
 from meshd.daemon.wording import listed
 from meshd.gossip.claim import MemberState
 from meshd.plan.claims import usable
@@ -50,6 +51,7 @@ def mesh_snapshot(
     bad_packets: Mapping[str, int],
     findings: tuple[HealthFinding, ...],
     audit_head: Head | None,
+    holds_mesh_key: bool,
     wall: float,
 ) -> MeshSnapshot:
     """Return the mesh as this node sees it; `findings` are those of the daemon itself."""
@@ -72,6 +74,7 @@ def mesh_snapshot(
         bad_packets=bad_packets,
         credential=own_credential(engine),
         audit_head=audit_head,
+        holds_mesh_key=holds_mesh_key,
     )
     return MeshSnapshot(
         id=identity.mesh,
@@ -79,6 +82,7 @@ def mesh_snapshot(
         me=me,
         members=tuple(_member(engine, node, standing, wall) for node, standing in engine.others()),
         health=(*findings, *engine_findings(engine)),
+        open=identity.open_mesh,
     )
 
 
@@ -149,6 +153,7 @@ def engine_findings(engine: Engine) -> Iterator[HealthFinding]:
             "or the secret or token is another mesh's; trying on",
         )
     yield from credential_findings(engine)
+    yield from root_findings(engine)
     score, score_max = engine.gossip.health_score, engine.config.gossip.health_score_max
     if 2 * score > score_max:
         yield HealthFinding(

@@ -169,6 +169,8 @@ def remarks(config: Config, start: Start) -> Iterator[str]:
     identity = start.identity
     if not start.remembered:
         return
+    if config.secret is not None and not identity.open_mesh:
+        yield "the secret is of no use any more: the mesh is sealed, and admits by tokens alone"
     if "name" in config.given and config.name != identity.name:
         yield (
             f"the name stays {identity.name}, with which the mesh has admitted this node; "

@@ -80,7 +80,9 @@ class Following:
         """What is said to a node whose root has ended, and that has no grant."""
         step = self._engine.ledger.roots.last_step
         if step is not None and step.seal:
-            why = f"was sealed at {utc(step.dated)}: its secret admits nobody any more"
+            why = (
+                f"was sealed at {utc(step.dated)}: its former secret or key admits nobody any more"
+            )
         else:
             why = "has another key since, and this node was not known when it was made"
         return Refusal(
@@ -182,7 +184,10 @@ class Following:
     def _tell(self, *, sealed: bool) -> None:
         roots = self._engine.ledger.roots
         if sealed:
-            event, text = "mesh-sealed", "the mesh is sealed: its secret admits nobody any more"
+            event, text = (
+                "mesh-sealed",
+                "the mesh is sealed: its former secret or key admits nobody any more",
+            )
         else:
             event, text = "mesh-key-rotated", "the mesh has a new key"
         self._engine.emit(events.Notice(event, f"{text}; its root is {roots.newest.short}"))

@@ -20,7 +20,7 @@ from meshd.trust.epoch import BootstrapEpoch, bootstrap_fingerprint, sign_epoch
 from meshd.trust.fact import FactKind
 from meshd.trust.grant import sign_grant
 from meshd.trust.ledger import Ledger
-from meshd.trust.revocation import Revocation, sign_revocation
+from meshd.trust.revocation import sign_revocation
 from meshd.trust.succession import (
     ROOTS_MAX,
     Succession,
@@ -29,6 +29,8 @@ from meshd.trust.succession import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from meshd.engine.engine import Engine
     from meshd.engine.identity import Identity
     from meshd.keys import BootstrapKey, MeshKey, NodeId
@@ -52,12 +54,7 @@ def draft_seal(
 ) -> Draft:
     """Draft a seal: `secret_key` is what the secret comes to, the other keys are fresh."""
     facts, granted = _succession(engine, secret_key, mesh_key, overlap_until=0, wall=wall)
-    judgement = engine.ledger.judgement()
-    for standing in judgement.standing():
-        anew = Revocation(
-            standing.subject, mesh_key.id, standing.cascade, standing.revoked_at, chain=()
-        )
-        facts.append((FactKind.REVOCATION, sign_revocation(anew, mesh_key, engine.identity.mesh)))
+    facts += _carried_over(engine, mesh_key)
     facts.append(_epoch(engine, bootstrap_key, mesh_key, number=1, wall=wall))
     identity = replace(
         _after(engine, facts),
@@ -71,10 +68,14 @@ def draft_seal(
 def draft_rotation(
     engine: Engine, old_key: MeshKey, mesh_key: MeshKey, wall: float, *, overlap: int = OVERLAP
 ) -> Draft:
-    """Draft a new mesh key in the place of the one that this node holds."""
-    facts, granted = _succession(
-        engine, old_key, mesh_key, overlap_until=int(wall) + overlap, wall=wall
-    )
+    """Draft a new mesh key in the place of the one that this node holds.
+
+    Without overlap, nothing that was signed under the old one counts any more: it has leaked.
+    """
+    overlap_until = int(wall) + overlap if overlap else 0
+    facts, granted = _succession(engine, old_key, mesh_key, overlap_until=overlap_until, wall=wall)
+    if not overlap:
+        facts += _carried_over(engine, mesh_key)
     identity = _after(engine, facts)
     return Draft(identity, _opened(identity, facts, wall), granted, mesh_key)
 
@@ -115,6 +116,13 @@ def _succession(
     )
     blob = sign_succession(succession, old_key, mesh_key, mesh)
     return [(FactKind.SUCCESSION, blob), *grants], tuple(members)
+
+
+def _carried_over(engine: Engine, mesh_key: MeshKey) -> Iterator[tuple[FactKind, bytes]]:
+    """Sign anew the revocations that stand."""
+    for standing in engine.ledger.judgement().standing():
+        anew = replace(standing, signer=mesh_key.id, chain=())
+        yield FactKind.REVOCATION, sign_revocation(anew, mesh_key, engine.identity.mesh)
 
 
 def _epoch(
