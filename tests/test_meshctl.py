@@ -22,7 +22,8 @@ import trio
 
 from control.scripted import ME, MESH, ScriptedController, member, node_id, serving
 from meshd import meshctl
-from meshd.control.snapshot import HealthFinding, InviteRequest
+from meshd.control.invites import InviteRequest
+from meshd.control.snapshot import HealthFinding
 from meshd.ctl import commands, render
 from meshd.ctl.render import Screen
 
@@ -87,7 +88,9 @@ async def test_peers_and_invites_are_tables(tmp_path, ctl, capsys) -> None:
     assert lines[1].split() == [
         *("b", "[2001:db8::7]:51820", "100.64.0.2/32", "fd00::2/128", "14s", "1.2M", "512")
     ]
-    assert lines[3].split() == ["aucqkbifau", "2023-11-14", "23:13:20Z", "once", "tag=web", "b"]
+    issued, expires = ("2023-11-14", "22:13:20Z"), ("2023-11-14", "23:13:20Z")
+    assert lines[3].split() == ["aucqkbifau", "used", *issued, *expires, "0/1", "tag=web", "b"]
+    assert lines[4].split()[1:] == ["unknown", "-", "-", "1/3", "(another", "member's)", "b", "c"]
 
 
 # ping
@@ -195,10 +198,10 @@ async def test_invite_gives_the_token_alone_on_standard_output(tmp_path, ctl, ca
         assert await ctl("invite", "--expires", "7d", "--name", "web-1", *granted) == 0
     captured = capsys.readouterr()
     assert captured.out == "meshd1.token\n"
-    assert "Keep it secret" in captured.err
+    assert "Treat it as a password" in captured.err
     (asked,) = controller.asked
     assert isinstance(asked, InviteRequest)
-    assert (asked.lifetime, asked.reusable, asked.admit) == (7 * 86400, False, True)
+    assert (asked.lifetime, asked.uses, asked.admit) == (7 * 86400, 1, True)
     assert (asked.name, asked.tags) == ("web-1", ("web", "db"))
     assert [str(route) for route in asked.routes] == ["10.0.0.0/8"]
 

@@ -39,15 +39,14 @@ Rule 5: what the approved one gets is a token that admits one node, once, within
 
 from __future__ import annotations
 
-import base64
 import enum
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import nacl.bindings
 import nacl.exceptions
 
+from meshd.bootstrap.approval_code import CODE_BYTES, format_code
 from meshd.bootstrap.noise import OVERHEAD_BYTES, TAG_BYTES
 from meshd.codec import Fields, pack
 from meshd.errors import BadPacket
@@ -73,7 +72,6 @@ PROLOGUE = MAGIC + b" approval" + bytes([VERSION])
 PUBLIC_KEY = fingerprint(b"everybody knows this", size=KEY_BYTES, person=b"meshd.approval")
 
 NONCE_BYTES = 32
-CODE_BYTES = 5
 REFERENCE_BYTES = 8
 COUNTER_BYTES = 8
 COUNTER_MAX = 2**63 - 1
@@ -81,7 +79,6 @@ HELLO_PAYLOAD_BYTES = DATAGRAM_BYTES_MAX - HEADER_BYTES - OVERHEAD_BYTES
 _SEALED_OVERHEAD = HEADER_BYTES + REFERENCE_BYTES + COUNTER_BYTES
 QUESTION_PAYLOAD_BYTES = DATAGRAM_BYTES_MAX - _SEALED_OVERHEAD - TAG_BYTES
 TOKEN_BODY_MAX = QUESTION_PAYLOAD_BYTES - 16  # room for the map around it
-_CODE = re.compile(r"[A-Z2-7]{8}")
 
 
 class ReplyVerdict(enum.IntEnum):
@@ -126,18 +123,11 @@ class Session:
         return cls(binding[:REFERENCE_BYTES], binding, newcomer_key, member_key)
 
     def code(self, newcomer_nonce: bytes, member_nonce: bytes) -> str:
-        """Return what both sides show: `XXXX-XXXX`, of the letters A to Z and the digits 2 to 7."""
+        """Return what both sides show."""
         digest = fingerprint(
             self.binding, newcomer_nonce, member_nonce, size=CODE_BYTES, person=b"meshd.code"
         )
-        text = base64.b32encode(digest).decode()
-        return f"{text[:4]}-{text[4:]}"
-
-
-def parse_code(text: str) -> str | None:
-    """Return a code as it is shown, from what a person has typed; None if it is none."""
-    letters = text.replace("-", "").replace(" ", "").upper()
-    return f"{letters[:4]}-{letters[4:]}" if _CODE.fullmatch(letters) else None
+        return format_code(digest)
 
 
 def commitment(nonce: bytes) -> bytes:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
-from meshd.bootstrap.approval import parse_code
+from meshd.bootstrap.approval_code import parse_code
+from meshd.control.bounds import WINDOW_MAX, WINDOW_MIN
 from meshd.control.fields import Fields
 from meshd.control.invites import read_grants
 from meshd.control.routes import ApiError, bad_request
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from meshd.keys import NodeId
     from meshd.wg.types import Endpoint
 
-WINDOW_MIN = 10.0  # seconds
-WINDOW_MAX = 3600.0
 APPROVED_LIFETIME = 600.0  # of the token that an approved newcomer gets
 
 

@@ -16,6 +16,14 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+from meshd.control.bounds import (
+    CREDENTIAL_LIFETIME_DEFAULT,
+    CREDENTIAL_LIFETIME_MAX,
+    CREDENTIAL_LIFETIME_MIN,
+    INVITE_LIFETIME_DEFAULT,
+    INVITE_LIFETIME_MAX,
+    INVITE_LIFETIME_MIN,
+)
 from meshd.control.fields import Fields
 from meshd.control.routes import bad_request
 from meshd.control.views import rfc3339
@@ -28,13 +36,6 @@ if TYPE_CHECKING:
     from meshd.codec import IPNetwork
     from meshd.control.routes import Document, Json, Request, Routes
     from meshd.keys import InviteId
-
-INVITE_LIFETIME_MIN = 60.0
-INVITE_LIFETIME_MAX = 30 * 86400.0
-INVITE_LIFETIME_DEFAULT = 3600.0
-CREDENTIAL_LIFETIME_MIN = 10.0
-CREDENTIAL_LIFETIME_MAX = 3660 * 86400.0
-CREDENTIAL_LIFETIME_DEFAULT = 365 * 86400.0
 
 InviteStateName: TypeAlias = Literal["open", "used", "withdrawn", "expired", "unknown"]
 

@@ -133,34 +133,6 @@ def _waited(document: Document) -> str:
     return f"does not hold after {document['waited_s']:.1f} s: {document['lacks']}"
 
 
-def invite(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
-    """Issue an invite; the token alone goes to standard output, so that it can be piped."""
-    body = {
-        "lifetime": arguments.expires,
-        "reusable": arguments.reusable,
-        "admit": arguments.admit,
-        "name": arguments.name,
-        "tags": arguments.tag,
-        "routes": arguments.advertise,
-        "credential_lifetime": arguments.lifetime,
-    }
-    document = client.post("/v1/invites", body)
-    output.show(document, lambda: str(document["token"]))
-    use = "any number of machines" if document["reusable"] else "one machine"
-    output.remark(
-        f"For {use}, until {document['expires_at']}. Keep it secret: whoever has it can join.\n"
-        "There, put it into a file and run:  meshd --token-file FILE"
-    )
-    return Exit.DONE
-
-
-def invites(client: Client, _: argparse.Namespace, output: Output) -> Exit:
-    """Show the invites this node has issued."""
-    document = client.get("/v1/invites")
-    output.show(document, lambda: render.invites_text(document, output.screen))
-    return Exit.DONE
-
-
 def events(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
     """Show what has happened, and with `--follow` what happens."""
     query = {"recent": arguments.number}

@@ -133,34 +133,6 @@ def peers_text(document: Document, screen: Screen) -> str:
     return "\n".join(table(columns, rows, screen)) if rows else "no peers"
 
 
-def invites_text(document: Document, screen: Screen) -> str:
-    """Return a line an invite."""
-    columns = (
-        Column("ID"),
-        Column("EXPIRES"),
-        Column("USE"),
-        Column("GRANTS", cut=True),
-        Column("USED BY", cut=True),
-    )
-    rows = [
-        [
-            invite["id"][:10],
-            invite["expires_at"][:19].replace("T", " ") + "Z",
-            "reusable" if invite["reusable"] else "once",
-            " ".join(_grants(invite)) or "-",
-            " ".join(invite["used_by"]) or "-",
-        ]
-        for invite in document["invites"]
-    ]
-    return "\n".join(table(columns, rows, screen)) if rows else "no invites"
-
-
-def _grants(invite: Document) -> list[str]:
-    named = [f"name={invite['name']}"] if invite["name"] else []
-    admit = ["admit"] if invite["admit"] else []
-    return [*named, *admit, *(f"tag={tag}" for tag in invite["tags"]), *invite["routes"]]
-
-
 def event_text(document: Document) -> str:
     """Return one line."""
     extra = [

@@ -24,7 +24,7 @@ STATE = "/var/lib/meshd/mesh0"
         (["ping"], "the following arguments are required: NAME"),
         (["status", "--wacth"], "unknown option --wacth; did you mean --watch?"),
         (["wait", "--members", "few"], "must be a whole number"),
-        (["invite", "--expires", "1s"], "must be from 1m to 366d"),
+        (["invite", "--expires", "1s"], "must be from 1m to 30d"),
         (["invite", "--expires", "soon"], "must be a span of time such as 90s"),
         (["invite", "--name", "Not A Label"], "'not-a-label' would do"),
     ],

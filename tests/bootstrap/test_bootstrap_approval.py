@@ -22,7 +22,8 @@ from bootstrap.approval_world import (
     sent,
 )
 from meshd.bootstrap import approval, approval_member, approval_newcomer
-from meshd.bootstrap.approval import Question, Reply, ReplyVerdict, parse_code
+from meshd.bootstrap.approval import Question, Reply, ReplyVerdict
+from meshd.bootstrap.approval_code import parse_code
 from meshd.bootstrap.approval_newcomer import Approved, Denied, Listed, Lost, Silent
 from meshd.underlay import DATAGRAM_BYTES_MAX, DatagramType
 from meshd.wg.types import Endpoint

@@ -12,17 +12,21 @@ import trio
 
 from meshd.audit import Head
 from meshd.control.api import make_routes, not_allowed
+from meshd.control.approval import ApprovalSnapshot, PendingSnapshot, unknown_code
 from meshd.control.events import EventHub
+from meshd.control.invites import (
+    InviteRequest,
+    InviteSnapshot,
+    NewInvite,
+    OtherInviteSnapshot,
+)
 from meshd.control.revoking import RevokeAnswer, RevokeRequest
 from meshd.control.server import serve
 from meshd.control.snapshot import (
     EventRecord,
     HealthFinding,
-    InviteRequest,
-    InviteSnapshot,
     MemberSnapshot,
     MeshSnapshot,
-    NewInvite,
     PeerSnapshot,
     PingAnswer,
     SelfSnapshot,
@@ -90,9 +94,24 @@ MESH = MeshSnapshot(
     health=(HealthFinding("warning", "udp-blocked", "no answer on UDP port 51820"),),
 )
 
-INVITE = InviteSnapshot(
-    id=InviteId(bytes([5]) * 32), issued_at=NOW, expires_at=NOW + 3600, reusable=False
+INVITE = InviteSnapshot(id=InviteId(bytes([5]) * 32), issued_at=NOW, expires_at=NOW + 3600)
+OTHER_INVITE = OtherInviteSnapshot(
+    id=InviteId(bytes([6]) * 32),
+    uses=3,
+    uses_left=1,
+    state="unknown",
+    withdrawn_at=None,
+    used_by=("b", "c"),
 )
+PENDING = PendingSnapshot(
+    code="K7QF-2MXA",
+    name="web",
+    id=node_id(9),
+    source=Endpoint(ip_address("10.0.0.9"), 40000),
+    age=3.0,
+    state="waiting",
+)
+WAITING = ApprovalSnapshot(open_for=580.0, pending=(PENDING,))
 
 REVOCATION = RevokeAnswer(
     done=False,
@@ -115,6 +134,8 @@ class ScriptedController:
     database: Path = Path("mesh.db")
     rtts: list[float | None] = field(default_factory=lambda: [0.0012])
     may_invite: bool = True
+    token: str = "meshd1.token"
+    pending: ApprovalSnapshot = WAITING
     revocation: RevokeAnswer | Exception = REVOCATION
     events: EventHub = field(default_factory=EventHub)
     asked: list[object] = field(default_factory=list)
@@ -149,11 +170,48 @@ class ScriptedController:
         self.asked.append(request)
         if not self.may_invite:
             raise not_allowed("this node may not invite: its credential has no `admit`")
-        made = replace(INVITE, reusable=request.reusable, tags=request.tags, name=request.name)
-        return NewInvite(made, "meshd1.token")
+        made = replace(
+            INVITE,
+            uses=request.uses,
+            uses_left=request.uses or None,
+            tags=request.tags,
+            name=request.name,
+        )
+        return NewInvite(made, self.token)
 
     def invites(self) -> tuple[InviteSnapshot, ...]:
-        return (replace(INVITE, tags=("web",), used_by=("b",)),)
+        return (replace(INVITE, tags=("web",), used_by=("b",), uses_left=0, state="used"),)
+
+    def other_invites(self) -> tuple[OtherInviteSnapshot, ...]:
+        return (OTHER_INVITE,)
+
+    async def withdraw_invite(self, text: str) -> OtherInviteSnapshot:
+        self.asked.append(("withdraw", text))
+        return replace(OTHER_INVITE, state="withdrawn", withdrawn_at=NOW)
+
+    def approval(self) -> ApprovalSnapshot:
+        return self.pending
+
+    async def open_approval(self, span: float) -> None:
+        self.asked.append(("open", span))
+        self.pending = replace(self.pending, open_for=span)
+
+    async def close_approval(self) -> None:
+        self.asked.append(("close",))
+        self.pending = ApprovalSnapshot()
+
+    async def approve(self, code: str, grants: InviteRequest) -> PendingSnapshot:
+        return replace(self._find("approve", code, grants), state="approved")
+
+    async def deny(self, code: str) -> PendingSnapshot:
+        return replace(self._find("deny", code), state="denied")
+
+    def _find(self, *asked: object) -> PendingSnapshot:
+        self.asked.append(asked)
+        for pending in self.pending.pending:
+            if pending.code == asked[1]:
+                return pending
+        raise unknown_code(str(asked[1]))
 
     async def forget(self, node: NodeId) -> None:
         self.asked.append(("forget", node))

@@ -108,7 +108,7 @@ async def test_one_connection_carries_several_requests_even_sent_at_once(tmp_pat
         (post("/v1/invites", b'{"routes": ["10.0.0.1/8"]}'), 400, "bad-request"),
         (post("/v1/invites", b'{"tags": ["Not A Tag"]}'), 400, "bad-request"),
         (post("/v1/invites", b'{"name": "-"}'), 400, "bad-request"),
-        (post("/v1/invites", b'{"name": "x", "reusable": true}'), 400, "bad-request"),
+        (post("/v1/invites", b'{"name": "x", "uses": 0}'), 400, "bad-request"),
         (post("/v1/invites", b'{"lifetime": 1e400}'), 400, "bad-request"),
         (post("/v1/ping", bytes(server.BODY_BYTES_MAX + 1)), 413, "too-large"),
         (get("/" + "x" * 2 * server.HEADER_BYTES_MAX), 431, "too-large"),

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from control.scripted import INVITE, ME, MESH, NOW, ScriptedController, member
 from meshd.control import views
+from meshd.control.approval import pending_document
+from meshd.control.invites import NewInvite, invite_document, invites_document
 from meshd.control.lookup import find_member
 from meshd.control.routes import ApiError
-from meshd.control.snapshot import EventRecord, NewInvite, PingAnswer
+from meshd.control.snapshot import EventRecord, PingAnswer
 from meshd.control.waiting import Condition
 from meshd.keys import NodeId
 
@@ -73,8 +75,9 @@ def test_every_document_is_json_and_names_its_schema() -> None:
     documents = [
         views.status_document(MESH),
         views.peers_document(controller.peers()),
-        views.invites_document(controller.invites()),
-        views.invite_document(NewInvite(INVITE, "meshd1.x")),
+        invites_document(controller.invites(), controller.other_invites()),
+        pending_document(controller.approval()),
+        invite_document(NewInvite(INVITE, "meshd1.x")),
         views.events_document([EventRecord(NOW, "member-joined")]),
         views.ping_document(member("b", 2), 1, PingAnswer(None)),
         views.ping_summary_document(member("b", 2), [None]),
