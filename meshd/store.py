@@ -16,7 +16,7 @@ Rule 2: a write that fails raises `StoreError` and has changed nothing.  Facts a
 Rule 3: a database that is damaged is left exactly as it was found, and so is one that is newer than
         this program.  To look is not to touch: checks use a connection that cannot write.
 
-Rule 4: where the node key was given, instead of being on disk, secrets are sealed (see `sealing`).
+Rule 4: where the node key was given, instead of being on disk, secrets are locked (`strongbox`).
 
 Rule 5: a start that fails before anything has been written leaves nothing behind: what `open` has
         created is removed by `close`, unless something has been saved in between.  (What is only
@@ -37,7 +37,6 @@ from meshd import audit, store_audit, store_preshared
 from meshd.codec import address_untrusted, pack_address
 from meshd.errors import BadPacket, StartError, StoreError
 from meshd.keys import InviteId, MeshId, NodeId, fingerprint
-from meshd.sealing import Sealing, is_sealed
 from meshd.state_directory import KEY_CREDENTIAL, StateDirectory
 from meshd.store_schema import (
     create_database,
@@ -46,6 +45,7 @@ from meshd.store_schema import (
     overwrite_deleted,
     unopenable,
 )
+from meshd.strongbox import Strongbox, is_locked
 from meshd.trust.fact import Fact, FactKind
 from meshd.wg.types import Endpoint
 
@@ -64,6 +64,13 @@ EVENT_BYTES_MAX = 4096
 AUDIT_WAITING_MAX = 10_000  # what comes while the disk takes nothing
 CHECK_BYTES = 8
 UINT64_BYTES = 8
+
+
+# How secrets are read, and replaced one by one, wherever there are any.
+_SECRETS = (
+    ("SELECT value FROM secrets", "UPDATE secrets SET value = ? WHERE value = ?"),
+    ("SELECT key FROM preshared_keys", "UPDATE preshared_keys SET key = ? WHERE key = ?"),
+)
 
 
 class Secret(enum.StrEnum):
@@ -127,11 +134,11 @@ class Store:
         database: sqlite3.Connection,
         node_key: NodeKey,
         *,
-        seals: bool,
+        locks: bool,
     ) -> None:
         self.node_key = node_key
-        self._sealing = Sealing(node_key.seed)
-        self._seals = seals
+        self._strongbox = Strongbox(node_key.seed)
+        self._locks = locks
         self.path = directory.path / DATABASE_NAME
         self._directory = directory
         self._database = database
@@ -155,13 +162,13 @@ class Store:
             if not database_path.exists():
                 create_database(directory, database_path)
             database = open_database(database_path)
-            store = cls(directory, database, node_key, seals=given is not None)
+            store = cls(directory, database, node_key, locks=given is not None)
         except BaseException:
             directory.close()
             raise
         try:
             store._check_node()
-            store._seal_secrets()
+            store._lock_secrets()
         except BaseException:
             store.close()
             raise
@@ -216,14 +223,22 @@ class Store:
                 "move mesh.db away and join again as this node"
             )
 
-    def _seal_secrets(self) -> None:
-        """Seal what an earlier run has left in clear, and leave no copy of that."""
-        rows = self._read("SELECT name, value FROM secrets") if self._seals else []
-        clear = [(self._sealing.seal(value), name) for name, value in rows if not is_sealed(value)]
-        if clear:
+    def _lock_secrets(self) -> None:
+        """Lock what an earlier run has left in clear, and leave no copy of that."""
+        if not self._locks:
+            return
+        in_clear = 0
+        for every, change in _SECRETS:
+            clear = [raw for (raw,) in self._read(every) if not is_locked(raw)]
             with self._write(durable=True, keep=False) as database:
-                database.executemany("UPDATE secrets SET value = ? WHERE name = ?", clear)
+                database.executemany(change, [(self._strongbox.lock(raw), raw) for raw in clear])
+            in_clear += len(clear)
+        if in_clear:
             overwrite_deleted(self._database)
+
+    def _kept(self, secret: bytes) -> bytes:
+        """Return the form in which a secret lies on this disk."""
+        return self._strongbox.lock(secret) if self._locks else secret
 
     def save_secret(self, name: Secret, value: bytes, *, provisional: bool = False) -> None:
         """Keep a secret, durably.
@@ -232,8 +247,7 @@ class Store:
         saved.
         """
         with self._write(durable=True, keep=not provisional) as database:
-            stored = self._sealing.seal(value) if self._seals else value
-            row = (name, stored, _check(name, value))
+            row = (name, self._kept(value), _check(name, value))
             database.execute("INSERT OR REPLACE INTO secrets VALUES (?, ?, ?)", row)
 
     def load_secret(self, name: Secret) -> bytes | None:
@@ -243,7 +257,7 @@ class Store:
             return None
         stored, check = rows[0]
         try:
-            value = self._sealing.open_untrusted(stored) if is_sealed(stored) else bytes(stored)
+            value = self._strongbox.unlock_untrusted(stored)
         except BadPacket as exc:
             raise self._damaged(f"its {name} has changed") from exc
         if check != _check(name, value):
@@ -335,10 +349,10 @@ class Store:
     def load_keyrings(self) -> dict[NodeId, Keyring]:
         """Return all pre-shared keys."""
         try:
-            return store_preshared.read(self._database)
+            return store_preshared.read(self._database, self._strongbox.unlock_untrusted)
         except sqlite3.Error as exc:
             raise unopenable(self.path, exc) from exc
-        except (ValueError, TypeError) as exc:
+        except (ValueError, TypeError, BadPacket) as exc:
             raise self._damaged("a pre-shared key in it makes no sense") from exc
 
     def save_events(self, events: Iterable[str]) -> None:
@@ -396,7 +410,7 @@ class Store:
                 _write_facts(database, facts)
                 _write_endpoints(database, endpoints)
                 _write_events(database, events)
-                store_preshared.write(database, rings)
+                store_preshared.write(database, rings, self._kept)
             for place, _ in facts:
                 del self._facts[place]
             for node, _ in endpoints:

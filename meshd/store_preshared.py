@@ -17,10 +17,14 @@ from meshd.preshared.keys import HELD_MAX, Keyring, SharedKey
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
-def write(database: sqlite3.Connection, rings: Mapping[NodeId, Keyring]) -> None:
+def write(
+    database: sqlite3.Connection,
+    rings: Mapping[NodeId, Keyring],
+    lock: Callable[[bytes], bytes],
+) -> None:
     """Keep keys in place of those of the same pairs, inside the caller's transaction."""
     database.executemany(
         "DELETE FROM preshared_keys WHERE node = ?", [(bytes(node),) for node in rings]
@@ -31,7 +35,7 @@ def write(database: sqlite3.Connection, rings: Mapping[NodeId, Keyring]) -> None
             (
                 bytes(node),
                 place,
-                bytes(key.key),
+                lock(bytes(key.key)),
                 key.agreed_at,
                 ring.used_since if key == ring.used else None,
             )
@@ -41,15 +45,15 @@ def write(database: sqlite3.Connection, rings: Mapping[NodeId, Keyring]) -> None
     )
 
 
-def read(database: sqlite3.Connection) -> dict[NodeId, Keyring]:
-    """Return the keys of all pairs.  Raise ValueError for what is none."""
+def read(database: sqlite3.Connection, unlock: Callable[[bytes], bytes]) -> dict[NodeId, Keyring]:
+    """Return the keys of all pairs.  Raise ValueError, or BadPacket, for what is none."""
     rings: dict[NodeId, Keyring] = {}
     for node, key, agreed_at, used_since in database.execute(
         "SELECT node, key, agreed_at, used_since FROM preshared_keys WHERE place < ? "
         "ORDER BY node, place",
         (HELD_MAX,),
     ):
-        shared = SharedKey(PresharedKey(key), agreed_at)
+        shared = SharedKey(PresharedKey(unlock(key)), agreed_at)
         ring = rings.get(NodeId(node), Keyring())
         rings[NodeId(node)] = Keyring(
             held=(*ring.held, shared),

@@ -11,14 +11,16 @@ import pytest
 from meshd import keys
 from meshd.control.socket import ControlSocket
 from meshd.errors import BadPacket, StartError
-from meshd.keys import MeshId, NodeKey
-from meshd.sealing import Sealing, is_sealed
+from meshd.keys import MeshId, NodeKey, PresharedKey
+from meshd.preshared.keys import Keyring, SharedKey
 from meshd.state_directory import KEY_CREDENTIAL, given_node_key
 from meshd.store import Secret, Store
+from meshd.strongbox import Strongbox, is_locked
 
 MESH = MeshId(b"m" * 32)
 SEED = bytes(range(32))
 SECRET = b"\xa5\x5a" * 16
+PAIR_SECRET = b"\x3c\xc3" * 16
 OTHERS = [0o640, 0o604, 0o660, 0o601]
 
 
@@ -101,7 +103,7 @@ def test_no_umask_opens_the_state_to_others(path, umask):
     assert path.stat().st_mode & 0o777 == 0o700
 
 
-# Sealing
+# Locking
 
 
 def test_a_node_key_that_was_given_is_not_put_on_disk(path, tmp_path):
@@ -116,27 +118,38 @@ def test_a_node_key_that_was_given_is_not_put_on_disk(path, tmp_path):
     assert base64.b64encode(SEED) not in content
 
 
-def test_beside_a_given_node_key_all_secrets_are_sealed(path):
+def test_beside_a_given_node_key_all_secrets_are_locked(path):
     bind(path, NodeKey(SEED))
+    other, ring = NodeKey(bytes(32)).id, Keyring((SharedKey(PresharedKey(PAIR_SECRET), 1),))
+    with Store.open(path, NodeKey(SEED)) as store:
+        store.save_keyring(other, ring)
+        assert store.load_keyrings() == {other: ring}
 
     assert SECRET not in on_disk(path)
+    assert PAIR_SECRET not in on_disk(path)
     with Store.open(path, NodeKey(SEED)) as store:
         assert store.load_secret(Secret.BOOTSTRAP_KEY) == SECRET
 
 
-def test_a_state_in_clear_is_sealed_when_its_key_has_become_a_credential(path):
+def test_a_state_in_clear_is_locked_when_its_key_has_become_a_credential(path):
     bind(path)
+    with Store.open(path) as store:
+        other, ring = NodeKey(bytes(32)).id, Keyring((SharedKey(PresharedKey(PAIR_SECRET), 1),))
+        store.save_keyring(other, ring)
     assert SECRET in on_disk(path)
+    assert PAIR_SECRET in on_disk(path)
     seed = base64.b64decode((path / "node.key").read_text())
     (path / "node.key").unlink()
 
     with Store.open(path, NodeKey(seed)) as store:
         assert store.load_secret(Secret.BOOTSTRAP_KEY) == SECRET
+        assert store.load_keyrings() == {other: ring}
         assert SECRET not in on_disk(path)
+        assert PAIR_SECRET not in on_disk(path)
     assert SECRET not in on_disk(path)
 
 
-def test_a_sealed_state_opens_with_the_key_back_on_disk(path):
+def test_a_locked_state_opens_with_the_key_back_on_disk(path):
     bind(path, NodeKey(SEED))
     key = path / "node.key"
     key.touch(mode=0o600)
@@ -146,7 +159,7 @@ def test_a_sealed_state_opens_with_the_key_back_on_disk(path):
         assert store.load_secret(Secret.BOOTSTRAP_KEY) == SECRET
 
 
-def test_a_sealed_state_without_its_credential_says_what_is_missing(path):
+def test_a_locked_state_without_its_credential_says_what_is_missing(path):
     bind(path, NodeKey(SEED))
 
     with pytest.raises(
@@ -179,19 +192,20 @@ def test_no_credential_is_no_key(tmp_path):
     assert given_node_key({"CREDENTIALS_DIRECTORY": str(tmp_path)}) is None
 
 
-def test_what_was_sealed_opens_with_the_right_key_and_unchanged_only():
-    sealing = Sealing(SEED)
-    sealed = sealing.seal(SECRET)
-    assert is_sealed(sealed)
-    assert sealing.open_untrusted(sealed) == SECRET
-    assert sealing.seal(SECRET) != sealed
+def test_what_was_locked_opens_with_the_right_key_and_unchanged_only():
+    box = Strongbox(SEED)
+    locked = box.lock(SECRET)
+    assert is_locked(locked)
+    assert box.unlock_untrusted(locked) == SECRET
+    assert box.unlock_untrusted(SECRET) == SECRET
+    assert box.lock(SECRET) != locked
 
-    changed = [sealed[:-1], sealed + b"\0", sealed[:20], sealed[:-1] + bytes([sealed[-1] ^ 1])]
+    changed = [locked[:-1], locked + b"\0", locked[:20], locked[:-1] + bytes([locked[-1] ^ 1])]
     for stored in changed:
         with pytest.raises(BadPacket):
-            sealing.open_untrusted(stored)
+            box.unlock_untrusted(stored)
     with pytest.raises(BadPacket):
-        Sealing(bytes(32)).open_untrusted(sealed)
+        Strongbox(bytes(32)).unlock_untrusted(locked)
 
 
 def test_a_secret_that_was_replaced_is_gone_from_the_files(path):

@@ -19,8 +19,9 @@ from meshd.codec import pack, unpack_untrusted
 from meshd.control.api import make_routes
 from meshd.control.server import _Connections
 from meshd.errors import BadPacket, ConfigError
-from meshd.sealing import Sealing
+from meshd.strongbox import Strongbox
 
+SEED = bytes(32)
 SECRET = "correct horse battery staple"
 _HANG_UP = 60.0  # seconds until the client does, of a clock that only jumps
 _HEAD = b"HTTP/1.1\r\nHost: meshd\r\n"
@@ -121,7 +122,7 @@ decoder("control-request", lambda data: _served(_raw(unpack_untrusted(data))), _
 
 # What is on this machine's own disk, which may be damaged
 
-decoder("sealed", Sealing(bytes(32)).open_untrusted, lambda: [Sealing(bytes(32)).seal(b"secret")])
+decoder("locked", Strongbox(SEED).unlock_untrusted, lambda: [Strongbox(SEED).lock(b"secret")])
 
 
 # Configuration
