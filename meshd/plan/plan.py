@@ -17,6 +17,9 @@ Rule 4: an endpoint is named only when the path agent has chosen one; WireGuard'
 
 Rule 5: the key a member will rotate to is not installed ahead: the member could send by it at once,
         and all of that would be dropped until its addresses had moved (docs/adr/0007).
+
+Rule 6: a pre-shared key belongs to a pair of members, not to their WireGuard keys: a peer under a
+        new key has it from the beginning.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from meshd.addresses import overlay_address, overlay_prefix
 from meshd.codec import host_network
-from meshd.keys import MeshId, NodeId, WireGuardKey, WireGuardPrivateKey
+from meshd.keys import MeshId, NodeId, PresharedKey, WireGuardKey, WireGuardPrivateKey
 from meshd.plan.plan import KEEPALIVE_BEHIND_NAT, PlannedMember, PlannedSelf, make_plan
 from meshd.wg.diff import diff_device
 from meshd.wg.types import DeviceStatus, Endpoint
@@ -195,3 +195,14 @@ def test_without_an_ipv4_address_there_is_no_ipv4_route():
 
     assert link.addresses == {host_network(ME.ipv6)}
     assert link.routes == {overlay_prefix(MESH)}
+
+
+def test_a_pre_shared_key_goes_along_to_a_new_wireguard_key():
+    preshared = PresharedKey(b"\x05" * 32)
+
+    before, after = (
+        make_plan(ME, [member(key=key, preshared_key=preshared)]).device.peers for key in KEYS[:2]
+    )
+
+    assert before[KEYS[0]].preshared_key == after[KEYS[1]].preshared_key == preshared
+    assert make_plan(ME, [member(preshared_key=None)]).device.peers[KEYS[0]].preshared_key is None
