@@ -25,12 +25,16 @@ says whether the log still contains it.
 | ------------------------- | ----------------- | -------------------------------- |
 | `log-opened`              | this node         |                                  |
 | `member-admitted`         | the new member    | who issued its credential        |
-| `credential-issued`       | who gets it       | this node                        |
 | `credential-renewed`      | the member        | who issued the new one           |
 | `credential-adopted`      | this node         | who issued it                    |
+| `credential-granted`      | the member        | a root, for one that was away    |
 | `routes-granted`          | the member        | who issued its credential        |
 | `member-revoked`          | the member        | mesh key, or who revoked it      |
 | `member-forgotten`        | the member        | this node                        |
+| `member-restless`         | the member        |                                  |
+| `mesh-sealed`             | the new root      | the root before it               |
+| `mesh-key-rotated`        | the new root      | the root before it               |
+| `bootstrap-key-rotated`   |                   | who made it                      |
 | `invite-issued`           | the invite        | this node                        |
 | `invite-used`             | who came by it    | who admitted it                  |
 | `invite-withdrawn`        | the invite        | who withdrew it                  |

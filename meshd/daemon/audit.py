@@ -11,7 +11,10 @@ Rule 2: what this node does itself is on disk when `note` returns, if the disk t
 
 Rule 3: the log begins when the state is bound to a mesh; what came before waits until then.
 
-Rule 4: of settings only the names are kept, never the values; and of those that are secret not
+Rule 4: no member fills the log by changing what it signs all the time: what it does counts against
+        a quota, and an entry says when that is used up.
+
+Rule 5: of settings only the names are kept, never the values; and of those that are secret not
         even whether they have changed.
 """
 
@@ -29,9 +32,13 @@ from meshd.engine import events
 from meshd.errors import BadPacket, StartError
 from meshd.keys import InviteId, MeshId, NodeId, fingerprint
 from meshd.store import Meta
+from meshd.trust.epoch import open_epoch_untrusted
 from meshd.trust.fact import FactKind
+from meshd.trust.grant import open_grant_untrusted
 from meshd.trust.invite_use import open_invite_use_untrusted
 from meshd.trust.revocation import open_revocation_untrusted
+from meshd.trust.succession import open_succession_untrusted
+from meshd.underlay import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,15 +58,19 @@ if TYPE_CHECKING:
 Id: TypeAlias = NodeId | MeshId | InviteId
 
 SETTINGS_MAX = 256
+QUOTA_BURST = 20  # entries about one member at a time
+QUOTA_INTERVAL = 3600.0  # for each more of them
 _DIGEST_BYTES = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Known:
     """What the log has already told of a member."""
 
     credential: Credential
     wireguard_key: WireGuardKey
+    quota: TokenBucket
+    restless: bool = False  # has used it up, and the log says so
 
 
 class AuditLog:
@@ -86,7 +97,9 @@ class AuditLog:
         self._known: dict[NodeId, _Known] = {}
         if remembered:
             for node, standing in engine.ledger.members().items():
-                self._known[node] = _Known(standing.credential, standing.record.wireguard_key)
+                self._known[node] = _Known(
+                    standing.credential, standing.record.wireguard_key, self._quota()
+                )
             self.begin()
 
     def begin(self) -> None:
@@ -129,8 +142,10 @@ class AuditLog:
             case events.FactChanged(fact):
                 try:
                     self._on_fact(fact)
-                except BadPacket:  # the ledger has verified it: this is no place to judge it again
-                    self._add(self._fact_act(fact))
+                except BadPacket:
+                    # The ledger has verified it; what it leads to may have ended since.
+                    digest: dict[str, Detail] = {"digest": fact.digest.hex()}
+                    self._add(self._act(fact.kind.name.lower(), None, None, digest))
             case events.RecordForgotten(node):
                 self._known.pop(node, None)
                 self._add(self._act("member-forgotten", node, self._me, {}))
@@ -188,13 +203,40 @@ class AuditLog:
                 else:
                     details = {"invite": str(use.invite), "used_at": use.used_at}
                     self._add(self._act("invite-used", use.subject, use.signer, details))
-            case FactKind.SUCCESSION | FactKind.GRANT | FactKind.BOOTSTRAP_EPOCH:
-                self._add(self._fact_act(fact))
+            case FactKind.SUCCESSION:
+                succession = open_succession_untrusted(fact.blob, ledger.mesh)
+                kind = "mesh-sealed" if succession.seal else "mesh-key-rotated"
+                details = {"number": succession.number, "overlap_until": succession.overlap_until}
+                self._add(self._act(kind, succession.successor, succession.predecessor, details))
+            case FactKind.GRANT:
+                credential = open_grant_untrusted(
+                    fact.blob, ledger.mesh, ledger.roots, ledger.cache
+                ).credential
+                self._add(
+                    self._act(
+                        "credential-granted",
+                        credential.subject,
+                        credential.issuer,
+                        _rights(credential),
+                    )
+                )
+            case FactKind.BOOTSTRAP_EPOCH:
+                epoch = open_epoch_untrusted(fact.blob, ledger.mesh, ledger.cache).epoch
+                self._add(
+                    self._act("bootstrap-key-rotated", None, epoch.maker, {"number": epoch.number})
+                )
 
     def _on_record(self, standing: Standing) -> None:
         node, credential = standing.record.node, standing.credential
         known = self._known.get(node)
-        self._known[node] = _Known(credential, standing.record.wireguard_key)
+        key = standing.record.wireguard_key
+        if known is not None:
+            if (credential, key) == (known.credential, known.wireguard_key):
+                return
+            if not self._take(known, node):
+                return
+        quota = self._quota() if known is None else known.quota
+        self._known[node] = _Known(credential, key, quota)
         granted = credential.routes
         details: dict[str, Detail]
         if known is None:
@@ -208,16 +250,20 @@ class AuditLog:
         if granted:
             details = {"routes": tuple(map(str, granted))}
             self._add(self._act("routes-granted", node, credential.issuer, details))
-        key = standing.record.wireguard_key
         if known is not None and key != known.wireguard_key:
             details = {"before": str(known.wireguard_key), "after": str(key)}
             self._add(self._act("wireguard-key-rotated", node, node, details))
 
-    def _fact_act(self, fact: Fact) -> Act:
-        """Return the act of a kind of fact that needs no words of its own."""
-        kind = fact.kind.name.lower().replace("_", "-")
-        subject = NodeId(fact.key) if fact.kind is FactKind.GRANT else None
-        return self._act(kind, subject, None, {"digest": fact.digest.hex()})
+    def _quota(self) -> TokenBucket:
+        return TokenBucket(rate=1 / QUOTA_INTERVAL, burst=QUOTA_BURST, now=self._wall())
+
+    def _take(self, known: _Known, node: NodeId) -> bool:
+        """Count what a member does.  What is left out, the next entry that has room sums up."""
+        left = known.quota.take(self._wall())
+        if not left and not known.restless:
+            self._add(self._act("member-restless", node, None, {}))
+        known.restless = not left
+        return left
 
     # Writing
 

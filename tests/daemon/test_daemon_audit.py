@@ -7,8 +7,9 @@ from ipaddress import ip_network
 import pytest
 
 from engine.engine_world import World, whole
+from engine.test_engine_sealing import all_follow, root_key, seal
 from meshd.config import load
-from meshd.daemon.audit import AuditLog
+from meshd.daemon.audit import QUOTA_BURST, AuditLog
 from meshd.daemon.disk import Disk
 from meshd.keys import WireGuardPrivateKey
 from meshd.store import Store
@@ -141,6 +142,43 @@ def test_a_new_wireguard_key_is_signed_by_its_owner(watch):
         "before": str(record.wireguard_key),
         "after": str(after),
     }
+
+
+def test_a_seal_and_a_new_bootstrap_key_are_told_by_who_made_them_and_by_who_follows(watch):
+    world = World(seed=13)
+    maker, follower = world.machine("maker"), world.machine("follower")
+    logs = [watch(maker), watch(follower)]
+    maker.start()
+    follower.start(seeds=[maker])
+    world.run_until(lambda: whole(maker, follower), within=5.0)
+
+    seal(maker)
+    world.run_until(lambda: all_follow([maker, follower], root_key(world)), within=30.0)
+
+    for log in logs:
+        (sealed,) = log.of("mesh-sealed")
+        assert (sealed.subject, sealed.signer) == (str(root_key(world).id), str(world.mesh))
+        assert {act.subject for act in log.of("credential-granted")} == {
+            str(maker.node),
+            str(follower.node),
+        }
+        assert log.of("bootstrap-key-rotated")
+        assert log.of("credential-adopted")[0].signer == str(root_key(world).id)
+
+
+def test_who_changes_all_the_time_does_not_fill_the_log(watch):
+    world, founder, guest, log = joined(watch)
+    record = founder.engine.ledger.standing(guest.node).record
+    before = len(log.entries())
+
+    for number in range(1, 200):
+        key = WireGuardPrivateKey(number.to_bytes(32, "big")).public
+        changed = replace(record, sequence=record.sequence + number, wireguard_key=key)
+        founder.learn(FactKind.RECORD, sign_record(changed, guest.disk.node_key, world.mesh))
+
+    assert len(log.entries()) - before == QUOTA_BURST + 1
+    (restless,) = log.of("member-restless")
+    assert restless.subject == str(guest.node)
 
 
 def test_a_restart_tells_nothing_twice(watch):
