@@ -17,6 +17,7 @@ from meshd.trust.credential import CHAIN_LENGTH_MAX, issue, verify_chain_untrust
 from meshd.trust.fact import FactKind
 from meshd.trust.record import Record, open_record_untrusted, sign_record
 from meshd.trust.renewal import GRACE, Phase
+from meshd.trust.revocation import Revocation, sign_revocation
 
 LIFE = 60  # seconds
 ROUTE = IPv4Network("10.1.0.0/16")
@@ -235,6 +236,40 @@ def test_it_rejoins_by_a_token_as_the_same_node():
     world.run_until(lambda: node.of("credential-renewed"), within=LIFE)
 
 
+def test_company_does_not_keep_a_node_from_showing_its_token():
+    """Its seed is off at first, and another member, that may not admit, is there."""
+    world, founder, node = mesh(24)
+    other = world.machine("other")
+    other.start(token=founder.invite(key="other"))
+    world.run_until(lambda: whole(founder, other, node), within=3.0)
+    token = founder.invite(key="again", tags=("new",), expires_in=2 * GRACE)
+    node.power_off()
+    founder.power_off()
+    for machine in (founder, other, node):
+        machine.clock_offset = GRACE + 2.5 * 3600
+    node.start(token=token)
+    world.run_until(lambda: node.state_of(other) is MemberState.ALIVE, within=3.0)
+    world.run_for(2.0)
+
+    founder.start()
+
+    world.run_until(lambda: node.engine.own_credential.tags == ("new",), within=12.0)
+
+
+def test_a_seed_that_is_in_company_is_shown_the_token_all_the_same():
+    world, founder, node = mesh(25)
+    node.power_off()
+    for machine in (founder, node):
+        machine.clock_offset = GRACE + 2.5 * 3600
+    name = "founder.example.org"
+    node.start(token=founder.invite(seeds=[f"{name}:51820"], key="again", tags=("new",)))
+    world.run_until(lambda: whole(founder, node), within=15.0)
+
+    world.names[name] = tuple(map(str, founder.addresses))  # DNS comes up after the tunnels
+
+    world.run_until(lambda: node.engine.own_credential.tags == ("new",), within=5.0)
+
+
 def test_a_token_is_not_spent_where_none_is_needed():
     world, founder, node = mesh(21)
     node.kill()
@@ -334,6 +369,35 @@ def test_not_even_an_admitter_changes_what_a_member_is_by_a_renewal(change):
 
     assert node.engine.identity == before
     assert node.engine.bad_packets["renewal that is none"] == 1
+
+
+def test_a_renewal_through_a_revoked_member_is_not_taken():
+    """Whoever is asked has not heard yet that its own issuer is out, and all let in by it."""
+    world, founder, helper, node = mesh(19, helpers=["helper"])
+    founder.engine.renewal._judge_untrusted = lambda *_: None
+    request = asked(world, node, within=LIFE)
+    assert request.issuer == founder.node
+    in_hand = replace(
+        founder.engine.own_credential, issuer=helper.node, tags=(), routes=(), relay=False
+    )
+    helpers = helper.engine.identity.chain
+    through = (*helpers, issue(in_hand, helper.disk.node_key, world.mesh))
+    renewed = replace(
+        node.engine.own_credential,
+        issuer=founder.node,
+        issued_at=int(node.wall),
+        expires_at=int(node.wall) + LIFE,
+    )
+    chain = (*through, issue(renewed, founder.disk.node_key, world.mesh))
+    against = Revocation(helper.node, world.mesh, cascade=True, revoked_at=int(world.wall))
+    node.learn(FactKind.REVOCATION, sign_revocation(against, world.mesh_key, world.mesh))
+    before = node.engine.identity
+    verdict = encode_admission_verdict(AdmissionVerdict(request.reference, chain))
+
+    tell(node, founder, mark(Handover.RENEWAL_VERDICT, verdict))
+
+    assert node.engine.identity == before
+    assert node.engine.bad_packets["renewal through a revoked member"] == 1
 
 
 def test_a_renewal_counts_only_from_the_member_that_was_asked_and_only_once():
