@@ -56,7 +56,9 @@ class DaemonController:
             daemon.engine,
             interface=daemon.config.interface,
             backend=daemon.reconciler.device.backend,
-            ready=daemon.ready and bool(daemon.engine.identity.chain),
+            ready=daemon.ready
+            and bool(daemon.engine.identity.chain)
+            and not daemon.engine.clones.silent,
             uptime=daemon.uptime,
             startup=daemon.milestones.phases,
             bad_packets=health.bad_packets(daemon),

@@ -24,6 +24,7 @@ _TOLD_AT_ONCE = frozenset(
         "no-answer",
         "refused",
         "revoked",
+        "identity-cloned",
         "credential-expiring",
         "credential-expired",
         "credential-too-late",

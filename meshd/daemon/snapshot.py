@@ -107,7 +107,8 @@ def peer_snapshots(engine: Engine, wall: float) -> tuple[PeerSnapshot, ...]:
 
 def _member(engine: Engine, node: NodeId, standing: Standing, wall: float) -> MemberSnapshot:
     view = engine.gossip.member(node)
-    state = MemberState.DEAD if view is None else view.state
+    # A clone that has fallen silent hears nobody.
+    state = MemberState.DEAD if view is None or engine.clones.silent else view.state
     peer = engine.device.peers.get(standing.record.wireguard_key)
     return MemberSnapshot(
         id=node,

@@ -1,0 +1,116 @@
+"""A node's state on a second machine: all report it, one works, the other says why it does not."""
+
+import shutil
+import time
+
+import pytest
+
+from lablib import lan, wait_until
+from mesh.meshes import PATIENCE, mesh_of, wireguard
+
+pytestmark = pytest.mark.netns
+
+STATE = "/var/lib/meshd"
+RATE = 50  # pings a second
+FLOW_SECONDS = 10
+
+
+def copy_state(original, copy):
+    """What an image of a disk has, taken while the original may be running."""
+    source = original.file(STATE)
+    ignored = shutil.ignore_patterns("lock")
+    shutil.copytree(source, copy.file(STATE), dirs_exist_ok=True, ignore=ignored)
+
+
+def findings(node):
+    return [
+        finding["message"]
+        for finding in node.status()["health"]
+        if finding["code"] == "identity-cloned"
+    ]
+
+
+def reported(*nodes):
+    def by_all():
+        for node in nodes:
+            assert len(findings(node)) == 1, f"{node.name}: {node.status()['health']}"
+        return True
+
+    wait_until(by_all, "all report the clone", timeout=PATIENCE)
+
+
+def works(mesh, original, *others):
+    """Ping it from the others for a while.  Return whether every ping was answered."""
+    address = mesh.address(original)
+    flows = [node.ping_flow(address, rate=RATE) for node in others]
+    time.sleep(FLOW_SECONDS)  # what is looked for is that nothing happens
+    return not any(flow.stop().lost for flow in flows)
+
+
+@pytest.mark.parametrize("rebooted", [False, True], ids=["while it runs", "both started anew"])
+def test_of_a_machine_and_its_copy_the_first_started_works_and_all_say_so(rebooted, measured):
+    with mesh_of(lan(4)) as mesh:
+        a, b, original, copy = mesh.nodes
+        mesh.form([a, b, original])
+        if rebooted:
+            assert original.stop_daemon() == 0
+        copy_state(original, copy)
+        if rebooted:
+            original.start_daemon()
+            mesh.wait_whole(a, b, original)
+        copy.start_daemon()
+        began_at = time.monotonic()
+
+        reported(a, b, original, copy)
+        measured("s until all report", time.monotonic() - began_at)
+        wait_until(lambda: not wireguard(copy)[1], "the copy has no peers", timeout=PATIENCE)
+        wait_until(lambda: works(mesh, original, a, b), "no ping is lost", timeout=PATIENCE)
+        measured(f"s until {FLOW_SECONDS} s without loss were over", time.monotonic() - began_at)
+
+        assert "this one goes on" in findings(original)[0]
+        assert "this one steps back" in findings(copy)[0]
+        assert "join there with a new token" in copy.meshctl("status").stdout
+        assert original.name in findings(a)[0]
+
+
+def test_a_copy_that_joins_anew_is_a_node_of_its_own():
+    with mesh_of(lan(3)) as mesh:
+        a, original, copy = mesh.nodes
+        mesh.form([a, original])
+        copy_state(original, copy)
+        copy.start_daemon()
+        reported(a, original, copy)
+
+        assert copy.stop_daemon() == 0
+        copy.delete_interface("mesh0")
+        shutil.rmtree(copy.file(STATE) / "mesh0")
+        mesh.start(copy, seed=a)
+        original.stop_daemon()
+        original.start_daemon()
+
+        mesh.wait_whole()
+        mesh.ping_all()
+        for node in mesh.nodes:
+            wait_until(lambda node=node: not findings(node), "nobody reports", timeout=PATIENCE)
+
+
+def test_a_restored_backup_is_no_copy():
+    with mesh_of(lan(3)) as mesh:
+        _a, _b, c = mesh.nodes
+        mesh.form()
+        backup = c.file("/root/backup")
+        assert c.stop_daemon() == 0
+        shutil.copytree(c.file(STATE), backup)
+        for _ in range(2):
+            c.start_daemon()
+            mesh.wait_whole()
+            assert c.stop_daemon() == 0
+        shutil.rmtree(c.file(STATE) / "mesh0")
+        shutil.copytree(backup, c.file(STATE), dirs_exist_ok=True)
+
+        c.start_daemon()
+
+        mesh.wait_whole()
+        mesh.ping_all()
+        for node in mesh.nodes:
+            assert not findings(node)
