@@ -206,6 +206,23 @@ async def test_invite_gives_the_token_alone_on_standard_output(tmp_path, ctl, ca
     assert [str(route) for route in asked.routes] == ["10.0.0.0/8"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "seconds"),
+    [((), 365 * 86400), (("--lifetime", "30d"), 30 * 86400), (("--lifetime", "0"), 0)],
+)
+async def test_an_invite_says_how_long_a_credential_lives(tmp_path, ctl, flags, seconds) -> None:
+    controller = ScriptedController()
+    async with serving(controller, tmp_path):
+        assert await ctl("invite", *flags) == 0
+    assert [asked.credential_lifetime for asked in controller.asked] == [seconds]
+
+
+@pytest.mark.parametrize("span", ["5s", "20000d", "soon", "-1s"])
+async def test_a_credential_that_could_not_be_renewed_in_time_is_refused(ctl, capsys, span) -> None:
+    assert await ctl("invite", "--lifetime", span) == 2
+    assert "--lifetime" in capsys.readouterr().err
+
+
 async def test_who_may_not_invite_is_told_so(tmp_path, ctl, capsys) -> None:
     async with serving(ScriptedController(may_invite=False), tmp_path):
         assert await ctl("invite") == 4

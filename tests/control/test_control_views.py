@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from meshd.control.approval import pending_document
 from meshd.control.invites import NewInvite, invite_document, invites_document
 from meshd.control.lookup import find_member
 from meshd.control.routes import ApiError
-from meshd.control.snapshot import EventRecord, PingAnswer
+from meshd.control.snapshot import CredentialSnapshot, EventRecord, PingAnswer
 from meshd.control.waiting import Condition
 from meshd.keys import NodeId
 
@@ -26,6 +27,7 @@ def test_the_status_document_is_what_the_contract_says() -> None:
         "id": str(MESH.id),
         "name": "home",
         "members": {"alive": 2, "suspect": 0, "dead": 1, "left": 0},
+        "open": False,
     }
     assert document["self"] == {
         "id": str(ME.id),
@@ -43,6 +45,7 @@ def test_the_status_document_is_what_the_contract_says() -> None:
         "startup": {"import": 0.21, "bootstrap": 0.05},
         "health_score": 0,
         "counters": {"bad_packets": {"handshake does not open": 3}},
+        "credential": None,
         "audit_head": "3:" + "07" * 32,
     }
     assert [shown["name"] for shown in document["members"]] == ["b", "c"]
@@ -64,10 +67,42 @@ def test_the_status_document_is_what_the_contract_says() -> None:
         "tags": [],
         "routes": [],
         "version": "0.1.0",
+        "expires_at": None,
+        "post_quantum": False,
+        "psk_age_s": None,
     }
     assert document["health"] == [
         {"level": "warning", "code": "udp-blocked", "message": "no answer on UDP port 51820"}
     ]
+
+
+def test_status_shows_what_admits_this_node_and_when_members_end() -> None:
+    credential = CredentialSnapshot(
+        issuer="b",
+        issued_at=NOW,
+        expires_at=NOW + 86400,
+        tags=("db",),
+        routes=(ip_network("10.0.0.0/8"),),
+        relay=True,
+    )
+    shown = replace(
+        MESH,
+        me=replace(ME, credential=credential),
+        members=(member("b", 2, expires_at=NOW + 1),),
+    )
+
+    document = views.status_document(shown)
+
+    assert document["self"]["credential"] == {
+        "issuer": "b",
+        "issued_at": "2023-11-14T22:13:20.000Z",
+        "expires_at": "2023-11-15T22:13:20.000Z",
+        "tags": ["db"],
+        "routes": ["10.0.0.0/8"],
+        "admit": False,
+        "relay": True,
+    }
+    assert document["members"][0]["expires_at"] == "2023-11-14T22:13:21.000Z"
 
 
 def test_every_document_is_json_and_names_its_schema() -> None:
