@@ -46,6 +46,7 @@ def test_the_status_document_is_what_the_contract_says() -> None:
         "health_score": 0,
         "counters": {"bad_packets": {"handshake does not open": 3}},
         "credential": None,
+        "holds_mesh_key": False,
         "audit_head": "3:" + "07" * 32,
     }
     assert [shown["name"] for shown in document["members"]] == ["b", "c"]
