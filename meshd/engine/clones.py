@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from meshd.trust.record import Record
     from meshd.wg.types import DeviceStatus
 
-_CHANCE_BITS = 22  # below the milliseconds, which take the other 42 of 64 until the year 2109
+_MOMENT_BITS, _CHANCE_BITS = 42, 22  # milliseconds until the year 2109
 EVIDENCE_AGE = 86_400.0
 CLONES_MAX = 1024  # members known to exist twice; of more, only the first are named
 LINGER = 2.0  # in which the last record of a run that falls silent spreads
@@ -62,6 +62,8 @@ WAY_OUT = (
     "end meshd on the copy, remove its state directory, and join there with a new token: then each "
     "has an identity of its own"
 )
+
+KEEP_THIS = ". To go on with this one, end the other for good and restart meshd here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ class Clones:
 
     def __init__(self, engine: Engine, *, rng: Random, wall: float) -> None:
         self._engine = engine
-        self.run = int(wall * 1000) << _CHANCE_BITS | rng.getrandbits(_CHANCE_BITS)
+        moment = int(wall * 1000) % 2**_MOMENT_BITS  # whatever the clock says, it fits
+        self.run = moment << _CHANCE_BITS | rng.getrandbits(_CHANCE_BITS)
         self.rival = 0  # the run above whose record we went; 0: none
         self._proof_until: float | None = None
         self._silent_at: float | None = None
@@ -105,7 +108,7 @@ class Clones:
         )
         return (
             f"another machine has this node's keys and was started {which}. One of them is a copy: "
-            f"{WAY_OUT}"
+            f"{WAY_OUT}{KEEP_THIS if self.yielding else ''}"
         )
 
     def others(self) -> Iterator[NodeId]:
