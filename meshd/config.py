@@ -376,7 +376,7 @@ def _from_file(path: Path, asked: _Value | None, warnings: list[str]) -> _Layer:
         table = tomllib.loads(raw.decode())
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not TOML: it is not even UTF-8 text") from None
-    except tomllib.TOMLDecodeError as exc:
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise ConfigError(f"{path}: is not TOML: {exc}") from exc
     layer: _Layer = {}
     for key, value in table.items():

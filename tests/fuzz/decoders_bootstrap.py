@@ -194,14 +194,27 @@ def _bootstrap_answer():
 @target("joiner")
 def _joiner():
     """A newcomer, and whatever comes from the address that it has asked."""
-    joiner = bootstrap.new_joiner()
-    (request,) = bootstrap.asked(joiner)
+
+    def begin():
+        joiner = bootstrap.new_joiner()
+        (request,) = bootstrap.asked(joiner)
+        return joiner, request
+
+    state = list(begin())
+    request = state[1]
+    member = bootstrap.new_responder()
+    reference = bootstrap.opened(member, request).reference
+    chain = (*bootstrap.chain_of(bootstrap.SEED), bootstrap.link_for(bootstrap.NEWCOMER))
+    answer = bootstrap.answered(member, reference, chain)
     maker = CookieMaker(rng=Random(4))
     cookie = maker.sealed(bootstrap.NEWCOMER_AT, request[5:37], bootstrap.BOOTSTRAP_KEY, 0.0)
     foreign = maker.sealed(bootstrap.NEWCOMER_AT, bytes(32), bootstrap.BOOTSTRAP_KEY, 0.0)
     head = header(DatagramType.BOOTSTRAP_COOKIE)
 
     def decode(datagram):
+        if state[0].finished:
+            state[:] = begin()  # whose request is the same again
+        joiner = state[0]
         joiner.receive_datagram(datagram, bootstrap.SEED_AT, 0.0)
         joiner.handle_timer(0.0, bootstrap.WALL)
         assert len(joiner.datagrams_to_send()) <= 1, "more than one more question"
@@ -209,7 +222,7 @@ def _joiner():
             if isinstance(event, BadPacketReceived):
                 raise BadPacket(event.reason)
 
-    return Target(decode, [head + cookie, head + foreign, b"mesh\2" + bytes(200)])
+    return Target(decode, [answer, head + cookie, head + foreign])
 
 
 @target("cookie")

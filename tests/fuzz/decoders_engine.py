@@ -5,6 +5,7 @@ reach what comes to be handed over later without anybody's doing.
 """
 
 import functools
+from random import Random
 
 from engine.engine_world import World
 from fuzz.people import datagrams
@@ -28,6 +29,7 @@ class _Engine:
         self.other = other.engine.identity.ipv6
         self.endpoint = self.engine.path.endpoint(other.node)
         self.now, self.wall = self._world.now, self._world.wall
+        self.rng = Random(7)
 
     def _captured(self, sender):
         """Return what a member's daemon has sent on the underlay after it was cut off."""
@@ -73,7 +75,9 @@ def _engine_underlay():
             )
         )
 
-    return Target(decode, [*under.heard, *(header(kind) + bytes(1195) for kind in DatagramType)])
+    seeds = [*under.heard, *(header(kind) + bytes(1195) for kind in DatagramType)]
+    # Half of the inputs are what was really sent, so that there is more than refusals.
+    return Target(decode, seeds, sign=lambda _: under.rng.choice(under.heard))
 
 
 @target("engine-overlay")

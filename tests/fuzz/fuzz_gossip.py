@@ -8,7 +8,8 @@ A seed is a sequence of inputs, whatever the number of jobs.  What fails is done
 steps, shortened, and saved as a file for `corpus/`, under a name that is a claim, where
 `test_fuzz_gossip.py` replays it.
 
-`--target NAME` fuzzes one of the ways in instead (see `targets`), `--target all` each of them.
+`--target NAME` fuzzes one of the ways in instead (see `targets`), `--target all` each of them; what
+breaks one is saved likewise, as `NAME.hex`.
 """
 
 from __future__ import annotations

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from fuzz import fuzz_gossip, targets
+from fuzz import fuzz_gossip, registry, targets
 from fuzz.life import Life
 from fuzz.oracle import Violation
 from fuzz.people import MEMBERS, NODES, accused, encode, said, signed_claim
+from fuzz.registry import Result
 from fuzz.steps import format_history, parse_history, replay, shorten
 from fuzz.table import Table
 from meshd.gossip.claim import MemberState
 from meshd.gossip.wire import Message, MessageType
 
 CORPUS = sorted(Path(__file__).with_name("corpus").glob("*.txt"))
+BYTES = sorted(Path(__file__).with_name("corpus").glob("*.hex"))
 INPUTS = 20_000
 TARGET_INPUTS = 400
 NEVER = float("inf")
@@ -29,6 +31,12 @@ def gossip(*items):
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_what_once_broke_a_node_breaks_none(path):
     replay(*parse_history(path.read_text()))
+
+
+@pytest.mark.parametrize("path", BYTES, ids=lambda path: path.stem)
+def test_what_once_broke_a_decoder_breaks_none(path):
+    name, data = path.read_text().splitlines()
+    registry.judge(targets.TARGETS[name.removeprefix("# ")](), bytes.fromhex(data), Result())
 
 
 def test_any_bytes_give_events_and_change_nothing_unsigned():
