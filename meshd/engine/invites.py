@@ -108,9 +108,7 @@ class Invites:
             return "had been withdrawn before it was used"
         winners = [engine.name_of(node) for node in state.winners]
         more = f" and {len(winners) - 1} more" if len(winners) > 1 else ""
-        return f"had been used before by {winners[0]}{more}, where neither could hear the other"
+        return f"had been used before by {winners[0]}{more}"
 
 
-_WAY_BACK = (
-    "get a new token, and start meshd again with --token-file: name and address stay as they are"
-)
+_WAY_BACK = "get a new one, and start meshd again with --token-file: name and address stay"
