@@ -31,7 +31,12 @@ def findings(node):
 
 def separate(node, *others):
     """Have a node hear nothing of these any more."""
-    rules = "; ".join(f"add rule inet apart in ip saddr {other.ipv4.ip} drop" for other in others)
+    rules = "; ".join(
+        f"add rule inet apart in {family} saddr {address.ip} drop"
+        for other in others
+        for family, address in (("ip", other.ipv4), ("ip6", other.ipv6))
+        if address is not None
+    )
     node.run(
         ["nft", "add table inet apart; add chain inet apart in "
          "{ type filter hook input priority -300; }; " + rules]
