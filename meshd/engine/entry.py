@@ -12,8 +12,8 @@ A node that has company but misses members searches for them: every SEARCH_INTER
 of its seeds, for a moment and without a word, at whose address none of its company is.  Two halves
 of a mesh that have both moved while they were apart know no other way to each other.
 
-A node that is alone and has no seed asks where members were when it last heard of them.  One that
-is refused for good, or knows that it is revoked, asks again after REFUSED_INTERVAL only.
+A node that is alone asks where members were, too, when it last heard of them.  One that is
+refused for good, or knows that it is revoked, asks again after REFUSED_INTERVAL only.
 
 A node that has been a member may be given a token all the same: where its credential has expired,
 or members do not take it for one of theirs any more.  Then it rejoins: it shows the token, company
@@ -193,8 +193,8 @@ class Entry:
                 cache.roots = roots.keys
         introduction = self._introduction()
         seeds = self.seeds
-        if not seeds and not self._accompanied:
-            seeds = self._where_members_were()
+        if not self._accompanied:
+            seeds = tuple(dict.fromkeys((*seeds, *self._where_members_were())))
         if not seeds or introduction is None:
             return
         self._joiner = Joiner(
@@ -249,7 +249,7 @@ class Entry:
             case bootstrap_events.Silent() if not self.seeds:
                 self._joiner = None
                 self._ask_at = self._next_search_at(now)
-            case bootstrap_events.Silent(seeds, _):
+            case bootstrap_events.Silent():
                 if self._token is not None and engine.identity.chain:
                     # Nobody hears the key we know; or it is the token's that is an old one.
                     self._rejoining = not self._rejoining
@@ -260,8 +260,8 @@ class Entry:
                 engine.emit(
                     events.Notice(
                         "no-answer",
-                        f"no answer from {', '.join(seeds)}: it is down, or UDP is blocked on the "
-                        "way, or the secret or token is another mesh's; trying on",
+                        f"no answer from {', '.join(self.seeds)}: it is down, or UDP is blocked "
+                        "on the way, or the secret or token is another mesh's; trying on",
                     )
                 )
             case bootstrap_events.BadPacketReceived(_, reason):
