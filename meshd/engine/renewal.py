@@ -56,7 +56,6 @@ LOOK_INTERVAL = 3600.0  # the wall clock may be set at any time
 ANSWER_INTERVAL = 1.0  # of verdicts for one member: each costs a signature
 
 _ASKS = {Phase.DUE, Phase.EXPIRING, Phase.EXPIRED}
-_NOBODY = "no member that could renew it is alive"
 _CODES = {
     Phase.EXPIRING: "credential-expiring",
     Phase.EXPIRED: "credential-expired",
@@ -86,6 +85,7 @@ class Renewal:
         self._tries: dict[NodeId, int] = {}
         self._failures = 0
         self._pause = PAUSE_MIN
+        self._alone = False  # there was nobody to ask
         self._trouble = ""  # why the last try has failed
         self._told: str | None = None
         self._ask_at = self._look_at = now
@@ -167,10 +167,12 @@ class Renewal:
         engine = self._engine
         issuer = self._choose(credential, wall)
         if issuer is None:
-            self._fail(_NOBODY, now)
+            self._fail(self._nobody(wall), now)
+            self._alone = True
             return
-        if self._trouble == _NOBODY:
+        if self._alone:
             self._pause = PAUSE_MIN
+        self._alone = False
         self._tries[issuer] = self._tries.get(issuer, 0) + 1
         reference = self._rng.randbytes(REFERENCE_BYTES)
         self._asked = _Asked(issuer, reference, now + ANSWER_TIMEOUT)
@@ -187,6 +189,19 @@ class Renewal:
             if rank is not None:
                 ranked.append((self._tries.get(view.node, 0), rank, view.node))
         return min(ranked)[2] if ranked else None
+
+    def _nobody(self, wall: float) -> str:
+        """Say why there is nobody to ask."""
+        engine = self._engine
+        names = [
+            engine.name_of(view.node)
+            for view in engine.gossip.members()
+            if view.state is MemberState.ALIVE and engine.ledger.may_admit(view.node, wall)
+        ]
+        if not names:
+            return "no member that may admit is alive"
+        listed = ", ".join(names[:5]) + (" and others" if names[5:] else "")
+        return f"what {listed} may grant is less than it, or ends no later"
 
     def _fail(self, trouble: str, now: float) -> None:
         """Let it be, for a while that doubles with each failure."""

@@ -167,7 +167,7 @@ def test_whoever_nobody_can_renew_is_told_and_renewed_once_somebody_can():
 
     assert len(node.of("credential-expiring")) == 1
     (expired,) = node.of("credential-expired")
-    assert "no member that could renew it is alive" in expired.message
+    assert "no member that may admit is alive" in expired.message
     assert "start a member that may admit" in expired.message
     assert node.engine.renewal.code == "credential-expired"
 
@@ -175,6 +175,19 @@ def test_whoever_nobody_can_renew_is_told_and_renewed_once_somebody_can():
     world.run_until(lambda: node.of("credential-renewed"), within=2 * LIFE)
     assert node.engine.renewal.code is None
     assert whole(founder, node)
+
+
+def test_whoever_is_there_and_may_not_grant_it_is_named():
+    world, founder, helper, node = mesh(18, helpers=["helper"])
+    late = world.machine("late")
+    late.start(token=founder.invite(key="late", lifetime=LIFE, tags=("db",)))
+    world.run_until(lambda: whole(founder, helper, node, late), within=3.0)
+    founder.power_off()
+    world.run_for(LIFE + 1)
+
+    (expired,) = late.of("credential-expired")
+    assert "what helper may grant is less than it, or ends no later" in expired.message
+    assert not node.of("credential-expired"), "it has no tags, and the helper may renew it"
 
 
 def test_whoever_was_off_when_it_expired_is_renewed_when_it_is_back():
