@@ -166,6 +166,29 @@ def test_one_that_was_away_is_led_by_a_seed_where_all_others_have_moved():
     world.run_until(lambda: whole(*machines), within=RETURNED)
 
 
+def test_one_that_was_away_is_found_by_those_that_have_all_moved_meanwhile():
+    """It knows no seed, and where they were there is nobody: they ask it, under both keys."""
+    world = World(seed=10)
+    machines = world.mesh_of(4)
+    world.run_for(5.0)
+    *here, away = machines
+    away.power_off()
+    seal(here[0])
+    world.run_until(lambda: all_follow(here, root_key(world)), within=FOLLOWED)
+    for number, machine in enumerate(here):
+        # With their interfaces goes what their kernels remember of where it was.
+        machine.power_off()
+        machine.renumber(f"198.51.100.{number + 1}")
+        machine.start()
+        world.run_for(30.0)
+    assert whole(*here)
+
+    away.start()
+
+    world.run_until(lambda: follows(away, root_key(world)), within=90.0)
+    world.run_until(lambda: whole(*machines), within=RETURNED)
+
+
 def test_two_halves_of_which_one_was_sealed_become_one():
     world = World(seed=5)
     machines = world.mesh_of(6)
