@@ -20,6 +20,7 @@ import secrets
 import shutil
 import socket
 import statistics
+import subprocess
 import sys
 import time
 from datetime import datetime
@@ -102,6 +103,7 @@ def _run(nodes: list[Node], revoked: Node) -> dict[str, Any]:
     process = others[0].popen(
         [sys.executable, "-m", "meshd.meshctl", "revoke", revoked.name, "--yes"],
         env={"PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.DEVNULL,
     )
     gone = _watch_peers(others, key, started_at)
     assert process.wait() == 0, "the command was carried out"
