@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from meshd.wg.types import Device
 
 METHODS = ("none", "meshd", "swap", "ahead")
-SETTLE = 1.5  # after a rotation, before the next
+SETTLE = 6.0  # after a rotation, before the next: WireGuard repeats a lost handshake after 5 s
 WARM_UP = 2.0
 INTERFACE = "wg0"
 WIREGUARD_PORT, NOTICE_PORT = 51820, 9008

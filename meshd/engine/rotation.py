@@ -68,10 +68,10 @@ HEAD_START = 0.001  # for what goes by the old sessions
 
 # When the record is shown again to those who have not answered that they hold it.
 _SHOW_AFTER = (0.0, 0.05, 0.15, 0.4, 1.0, 2.0)
-SHOW_LEAD = 0.005  # of our vain handshakes: datagrams may overtake each other on their way
+SHOW_LEAD = 0.01  # of our vain handshakes: datagrams may overtake each other on their way
 
 # How long a member's new peer may be without a session before it is made anew, and how often.
-GREETING_PATIENCE = 0.2  # and three round trips; doubled each time
+GREETING_PATIENCE = 0.1  # and three round trips; doubled each time
 GREETINGS_MAX = 5
 
 # Changes of members' keys that skip the queue: one who changes it all the time waits like all.

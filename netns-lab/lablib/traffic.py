@@ -188,6 +188,8 @@ class _Sender:
         ends_at = time.monotonic() + LINGER
         while (left := ends_at - time.monotonic()) > 0:
             self._receive(left)
+        for each in (self._udp, self._listener, *self._outgoing, *self._incoming):
+            each.close()
         return {
             "sent_at": [round(at, 4) for at in self._sent_at],
             "arrived": self._arrived,
@@ -243,6 +245,7 @@ class _Sender:
                 self._heard_at[each] = now
             else:
                 del self._incoming[each]
+                each.close()
 
     def _receive_datagrams(self) -> None:
         while True:
