@@ -45,6 +45,11 @@ def wait_quiet(*nodes):
     return seen[0]
 
 
+def finding(node, code):
+    """What is wrong with a node, by its own word."""
+    return next((f["message"] for f in node.status()["health"] if f["code"] == code), None)
+
+
 def seal(node):
     return json.loads(node.meshctl("seal", "--yes", "--json").stdout)
 
@@ -88,9 +93,11 @@ def test_a_mesh_is_sealed_under_traffic_and_who_was_away_follows(measured):
         made.ping_all(*members)
 
         made.start(outsider, seed=b)
-        assert outsider.process.wait(PATIENCE) == 1
-        assert "was sealed" in outsider.log_text()
-        assert member(b, outsider.name) is None
+        message = wait_until(lambda: finding(outsider, "refused"), "it is told", timeout=PATIENCE)
+        assert "was sealed" in message
+        assert "meshctl invite" in message
+        assert all(member(node, outsider.name) is None for node in members)
+        outsider.kill_daemon()
 
         mesh.admit(guest, by=d)
         made.wait_whole(*members, guest)
@@ -161,9 +168,5 @@ def test_keys_of_the_mesh_are_rotated_under_traffic(measured):
         thief.start_daemon("--token-file", "/etc/meshd/token", "--name", thief.name)
         mesh.admit(guest, by=b)
         made.wait_whole(*members, guest)
-        wait_until(
-            lambda: "no-answer" in {f["code"] for f in thief.status()["health"]},
-            "the thief hears nothing",
-            timeout=PATIENCE,
-        )
+        wait_until(lambda: finding(thief, "no-answer"), "the thief hears nothing", timeout=PATIENCE)
         made.wait_whole(*members, guest)
