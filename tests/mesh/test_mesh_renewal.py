@@ -74,48 +74,48 @@ def test_credentials_are_renewed_under_traffic_by_whoever_may(measured):
 
 def test_a_node_that_nobody_renews_says_so_keeps_its_tunnels_and_is_renewed_when_somebody_can():
     with mesh_of(lan(2)) as net:
-        a, c = net.nodes
+        a, b = net.nodes
         mesh.found(a)
-        mesh.admit(c, "--lifetime", f"{LIFE}s", by=a)
+        mesh.admit(b, "--lifetime", f"{LIFE}s", by=a)
         net.wait_whole()
         net.ping_all()
-        first = credential(c)
+        first = credential(b)
         address = net.address(a)
         a.kill_daemon()
 
         for code in ("credential-expiring", "credential-expired"):
-            wait_until(lambda code=code: code in codes(c), f"c says {code}", timeout=RENEWED_WITHIN)
-        assert c.ping(address), "a's kernel still has the tunnel"
-        events = [event["event"] for event in c.control("/v1/events")["events"]]
+            wait_until(lambda code=code: code in codes(b), f"b says {code}", timeout=RENEWED_WITHIN)
+        assert b.ping(address), "a's kernel still has the tunnel"
+        events = [event["event"] for event in b.control("/v1/events")["events"]]
         assert events.count("credential-expired") == 1
 
         a.start_daemon()
-        wait_renewed(c, by="a", after=first)
-        assert "credential-expired" not in codes(c)
+        wait_renewed(b, by="a", after=first)
+        assert "credential-expired" not in codes(b)
 
 
 def test_a_node_whose_credential_has_expired_rejoins_by_a_token_as_the_same_node():
     with mesh_of(lan(2)) as net:
-        a, c = net.nodes
+        a, b = net.nodes
         mesh.found(a)
-        mesh.admit(c, "--lifetime", "10s", by=a)
+        mesh.admit(b, "--lifetime", "10s", by=a)
         net.wait_whole()
-        before = c.status()["self"]
-        c.stop_daemon()
+        before = b.status()["self"]
+        b.stop_daemon()
         wait_until(
-            lambda: _now() > member(a, "c")["expires_at"], "it has expired", timeout=RENEWED_WITHIN
+            lambda: _now() > member(a, "b")["expires_at"], "it has expired", timeout=RENEWED_WITHIN
         )
 
-        mesh.admit(c, "--tag", "again", by=a)
-        wait_until(lambda: credential(c)["tags"] == ["again"], "c has rejoined", timeout=PATIENCE)
+        mesh.admit(b, "--tag", "again", by=a)
+        wait_until(lambda: credential(b)["tags"] == ["again"], "b has rejoined", timeout=PATIENCE)
 
         net.wait_whole()
         net.ping_all()
-        after = c.status()["self"]
+        after = b.status()["self"]
         assert [after[key] for key in ("id", "name", "ipv4", "ipv6", "public_key")] == [
             before[key] for key in ("id", "name", "ipv4", "ipv6", "public_key")
         ]
-        assert member(a, "c")["tags"] == ["again"]
+        assert member(a, "b")["tags"] == ["again"]
 
 
 def test_a_token_of_another_mesh_is_refused_with_both_names():
