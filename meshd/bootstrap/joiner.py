@@ -2,7 +2,8 @@
 
     round     0      1       2          3              …          every 8 s
     pause       .25     .5        1            2            …  8
-              each round asks every address of every seed, with a fresh key for each
+              each round asks every address of every seed, with a fresh key for each; and thrice,
+              once nobody has answered for a while: a seed under a flood loses most requests
 
 Rule 1: only an answer counts that opens under one of the handshakes under way with the address it
         came from, is signed by a member, and holds a chain for this very node or a refusal.
@@ -74,6 +75,7 @@ class JoinerConfig:
     pause_max: float = 8.0
     pause_jitter: float = 0.25  # fraction by which a pause may be shorter
     silent_after: float = 5.0
+    silent_requests: int = 3  # of `ATTEMPTS_PER_ENDPOINT_MAX`
     resolve_interval: float = 30.0
     resolve_interval_empty: float = 2.0  # while no name has an address
 
@@ -133,6 +135,7 @@ class Joiner:
         self._round_at = now
         self._resolved_at = now
         self._silent_at: float | None = now + self._config.silent_after
+        self._said_silent = False
         self._refused: dict[Endpoint, Refusal] = {}
         self._finished = False
         self._outbox: list[Outgoing] = []
@@ -178,6 +181,7 @@ class Joiner:
             return False
         self._answers += 1
         self._silent_at = None
+        self._said_silent = False
         if not isinstance(answer.verdict, Refusal):
             self._finished = True
             self._events.append(Joined(answer, chain, source, rtt))
@@ -194,6 +198,7 @@ class Joiner:
             return
         if self._silent_at is not None and now >= self._silent_at:
             self._silent_at = None
+            self._said_silent = True
             self._events.append(Silent(self._seeds, self._endpoints))
         for endpoint in [e for e, due in self._repeats.items() if due]:
             self._repeats[endpoint] = False
@@ -244,7 +249,8 @@ class Joiner:
             self._resolved_at = now
             self._events.append(ResolveSeeds(self._seeds))
         self._repeats.clear()
-        for endpoint in self._endpoints:
+        times = config.silent_requests if self._said_silent else 1
+        for endpoint in self._endpoints * times:
             self._ask(endpoint, now, wall)
         pause = min(config.pause_max, config.pause_min * 2**self._round)
         self._round_at = now + pause * (1.0 - config.pause_jitter * self._rng.random())
