@@ -51,12 +51,26 @@ async def test_status_shows_self_a_line_a_member_then_health(tmp_path, ctl, caps
         "mesh home: 3 members, 2 alive, 1 dead\n"
         "audit log: 3:0707070707070707\n"
         "\n"
-        "NAME  ADDRESS     STATE  PATH                      RTT    SHAKE  RX/TX\n"
-        "b     100.64.0.2  alive  direct 203.0.113.7:51820  1.3ms  14s    1.2M/512\n"
-        "c     100.64.0.3  dead   -                         -      -      1.2M/512\n"
+        "NAME  ADDRESS     STATE  PATH                      RTT    SHAKE  PQ   RX/TX\n"
+        "b     100.64.0.2  alive  direct 203.0.113.7:51820  1.3ms  14s    yes  1.2M/512\n"
+        "c     100.64.0.3  dead   -                         -      -      yes  1.2M/512\n"
         "\n"
         "warning: no answer on UDP port 51820 [udp-blocked]\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("post_quantum", "psk_age", "shown"),
+    [(True, 90.0, "yes"), (False, 90.0, "soon"), (False, None, "-")],
+)
+async def test_status_says_whose_session_no_quantum_computer_opens(
+    tmp_path, ctl, capsys, post_quantum, psk_age, shown
+) -> None:
+    b = member("b", 2, post_quantum=post_quantum, psk_age=psk_age)
+    async with serving(ScriptedController(replace(MESH, members=(b,))), tmp_path):
+        assert await ctl("status") == 0
+    title, line = capsys.readouterr().out.splitlines()[5:7]
+    assert line[title.index("PQ") :].split()[0] == shown
 
 
 @pytest.mark.parametrize("place", ["before", "after"])

@@ -61,6 +61,8 @@ def member(name: str, number: int, **changes: object) -> MemberSnapshot:
         rx_bytes=1_300_000,
         tx_bytes=512,
         version="0.1.0",
+        post_quantum=True,
+        psk_age=90.0,
     )
     return replace(made, **changes)
 

@@ -69,8 +69,8 @@ def test_the_status_document_is_what_the_contract_says() -> None:
         "routes": [],
         "version": "0.1.0",
         "expires_at": None,
-        "post_quantum": False,
-        "psk_age_s": None,
+        "post_quantum": True,
+        "psk_age_s": 90.0,
     }
     assert document["health"] == [
         {"level": "warning", "code": "udp-blocked", "message": "no answer on UDP port 51820"}

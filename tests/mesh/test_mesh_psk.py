@@ -2,15 +2,18 @@
 
 import sqlite3
 import stat
+from contextlib import closing
 
 import pytest
 
 from lablib import lan, wait_until
+from lablib.daemon import PROJECT
 from mesh.meshes import PATIENCE, end_wireguard, member, mesh_of, wait_state, wireguard
 
 pytestmark = pytest.mark.netns
 
 RATE = 50  # pings a second
+REKEY_AFTER_TIME = 120.0
 DATABASE = "/var/lib/meshd/mesh0/mesh.db"
 
 
@@ -39,11 +42,16 @@ def wait_shared(*nodes, other_than=(), timeout=PATIENCE):
     return wait_until(keys, "every pair has a pre-shared key", timeout=timeout)
 
 
+def lose_keys():
+    with closing(sqlite3.connect(DATABASE)) as database, database:
+        return database.execute("DELETE FROM preshared_keys").rowcount
+
+
 def sessions_are_post_quantum(*nodes):
     return all(m["post_quantum"] for node in nodes for m in node.status()["members"])
 
 
-def test_every_pair_has_a_key_of_its_own_and_uses_it(measured):
+def test_every_pair_has_a_key_of_its_own_and_uses_it():
     with mesh_of(lan(3)) as mesh:
         mesh.form()
         a, b, _ = mesh.nodes
@@ -59,8 +67,11 @@ def test_every_pair_has_a_key_of_its_own_and_uses_it(measured):
         # The next handshake is by the new keys: here because one end is a new interface.
         end_wireguard(b)
         mesh.ping_all()
-        wait_until(lambda: sessions_are_post_quantum(b), "b's sessions are new", timeout=PATIENCE)
-        assert member(a, "b")["post_quantum"]
+        wait_until(
+            lambda: sessions_are_post_quantum(b) and member(a, "b")["post_quantum"],
+            "b's sessions are new on both ends",
+            timeout=PATIENCE,
+        )
         assert set(wait_shared(*mesh.nodes)) == set(keys)
         assert a.status()["health"] == []
 
@@ -92,7 +103,7 @@ def test_keys_outlive_daemon_and_machine():
 
 
 @pytest.mark.parametrize("booted", [False, True], ids=["daemon", "machine"])
-def test_a_node_that_has_lost_its_keys_gets_new_ones(booted, measured):
+def test_a_node_that_has_lost_its_keys_gets_new_ones(booted):
     with mesh_of(lan(2)) as mesh:
         mesh.form()
         a, b = mesh.nodes
@@ -101,9 +112,7 @@ def test_a_node_that_has_lost_its_keys_gets_new_ones(booted, measured):
         if booted:
             end_wireguard(b)
             wait_state(a, "b", "dead")
-        with sqlite3.connect(b.file(DATABASE)) as database:
-            assert database.execute("DELETE FROM preshared_keys").rowcount == 2
-        database.close()
+        assert b.namespace.call(lose_keys, "keys get lost") == 1
 
         b.start_daemon()
         mesh.wait_whole(timeout=15)
@@ -138,6 +147,46 @@ def test_one_that_has_them_switched_off_is_shown_and_reached_all_the_same():
         assert "c cannot or will not" in a.status()["health"][0]["message"]
         end_wireguard(c)
         mesh.ping_all()
+
+
+def test_a_machine_without_the_mechanism_says_so_and_is_a_member(tmp_path):
+    (tmp_path / "cryptography.py").write_text("raise ImportError('not on this machine')\n")
+    with mesh_of(lan(2)) as mesh:
+        mesh.form()
+        a, b = mesh.nodes
+        b.stop_daemon()
+        b.namespace.call(lose_keys, "keys get lost")
+        b.start_daemon(env={"PYTHONPATH": f"{tmp_path}:{PROJECT}"})
+        mesh.wait_whole()
+
+        for node, code in ((a, "no-psk"), (b, "psk-unavailable")):
+            wait_until(
+                lambda node=node, code=code: [f["code"] for f in node.status()["health"]] == [code],
+                f"{node.name} says {code}",
+                timeout=PATIENCE,
+            )
+        assert not any(preshared_keys(a).values())
+        mesh.ping_all()
+
+
+@pytest.mark.slow
+def test_a_session_that_is_renewed_under_traffic_takes_the_key_and_loses_nothing():
+    with mesh_of(lan(2)) as mesh:
+        mesh.form()
+        a, b = mesh.nodes
+        wait_shared(a, b)
+        before = wireguard(a)[1]
+        flow = a.ping_flow(mesh.address(b), rate=RATE)
+
+        wait_until(
+            lambda: sessions_are_post_quantum(a, b),
+            "the sessions are by the key",
+            timeout=REKEY_AFTER_TIME + PATIENCE,
+        )
+        report = flow.stop()
+
+        assert not report.lost, str(report)
+        assert wireguard(a)[1] != before
 
 
 def test_no_key_is_shown_or_readable():
