@@ -97,13 +97,16 @@ def fork(function: Callable[[], int | None], what: str, *, output: int) -> Forke
     return ForkedProcess(pid, what)
 
 
+NAME_LENGTH_MAX = 200  # of a file in memory: the kernel takes 249
+
+
 class BackgroundCall:
     """A function that runs in a forked child and whose result, which must be JSON, is wanted."""
 
     def __init__(self, function: Callable[[], Any], what: str) -> None:
         self._what = what
         # A file in memory rather than a pipe: nobody has to read for the child to get on.
-        self._output = os.memfd_create(what)
+        self._output = os.memfd_create(what[:NAME_LENGTH_MAX])
 
         def child() -> None:
             json.dump(function(), sys.stdout)
