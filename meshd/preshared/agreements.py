@@ -223,7 +223,7 @@ class Agreements:
             self._schedule.discard(node)
             if pair.use(None, wall):
                 self._events.append(RingChanged(node, pair.ring))
-                self._confirm(node, pair)
+            self._confirm(node, pair)
 
     def handle_timer(self, now: float, wall: float) -> None:
         """Do what is due."""

@@ -164,7 +164,6 @@ def test_a_machine_without_the_mechanism_says_so_and_is_left_alone():
     world.run(SOON)
 
     assert not world.agreed
-    world.probe()
     assert world.lower.agreements.takes_no_part(world.higher.node)
     generated = world.lower.kem.generated
     world.run(600.0)
