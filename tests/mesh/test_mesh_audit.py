@@ -2,8 +2,7 @@
 
 import json
 import signal
-import sqlite3
-from contextlib import closing
+import sys
 
 import pytest
 
@@ -14,6 +13,11 @@ pytestmark = pytest.mark.netns
 
 STATE = "/var/lib/meshd"
 CONFIG = "/etc/meshd/meshd.toml"
+CHANGE = f"""
+import sqlite3
+with sqlite3.connect("{STATE}/mesh0/mesh.db") as database:
+    database.execute("UPDATE audit SET signer_name = 'b' WHERE number = 2")
+"""
 
 
 def entries(node, *where):
@@ -83,8 +87,8 @@ def test_a_log_is_checked_without_a_daemon_and_a_change_is_named():
         assert (status, document["noted"]["contained"]) == (0, True)
         assert sorted(a.file(f"{STATE}/mesh0").iterdir()) == before
 
-        with closing(sqlite3.connect(a.file(f"{STATE}/mesh0/mesh.db"))) as database, database:
-            database.execute("UPDATE audit SET signer_name = 'b' WHERE number = 2")
+        # From inside: SQLite resolves the path by which it would be seen from here.
+        a.run([sys.executable, "-c", CHANGE])
 
         status, document = verdict(a, *where)
         assert (status, document["fault"]["number"]) == (1, 2)
