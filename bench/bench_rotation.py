@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "netns-lab"))
 
 from lablib import Lab, Traffic, lan, mesh, preload, wait_until
 from lablib.daemon import Start
+from meshd.engine.rotation import SPREAD_TIME
 from meshd.keys import KEY_BYTES, WireGuardKey, WireGuardPrivateKey
 from meshd.wg.backend import open_device
 from meshd.wg.types import DeviceChange, Endpoint, PeerChange
@@ -57,7 +58,7 @@ WARM_UP = 2.0
 INTERFACE = "wg0"
 WIREGUARD_PORT, NOTICE_PORT = 51820, 9008
 COMMANDS = "/run/rotator.sock"
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, default=5)
     parser.add_argument("--rate", type=float, default=1000.0, help="of each flow, a second")
+    parser.add_argument("--settle", type=float, default=SETTLE)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--delay", type=float, default=0.005)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
@@ -94,7 +96,7 @@ def _measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with Lab(lan(arguments.nodes)) as lab:
         nodes = list(lab.nodes.values())
         if method in {"meshd", "none"}:
-            mesh.start(lab, secret=secrets.token_hex(16))
+            _start_mesh(nodes)
             backend = nodes[0].status()["self"]["backend"]
             addresses = mesh.addresses(nodes, version=4)
             rotate = _by_meshd if method == "meshd" else _not_at_all
@@ -109,7 +111,7 @@ def _measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
         for _ in range(arguments.rounds):
             for node in nodes:
                 rotate(node)
-                time.sleep(SETTLE)
+                time.sleep(arguments.settle)
                 times.append(time.monotonic())
         report = traffic.stop()
     rotations = [_rotated(report, begin, end) for begin, end in itertools.pairwise(times)]
@@ -121,6 +123,13 @@ def _measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "lost_in_warm_up": len(report.lost_between(0.0, times[0])),
         "rotations": [vars(each) for each in rotations],
     }
+
+
+def _start_mesh(nodes: list[Node]) -> None:
+    secret = secrets.token_hex(16)
+    for node in nodes:
+        mesh.join(node, secret=secret, seed=None if node is nodes[0] else nodes[0])
+    mesh.wait_whole(nodes, timeout=PATIENCE)
 
 
 def _rotated(report: TrafficReport, begin: float, end: float) -> Rotated:
@@ -153,7 +162,7 @@ def _by_meshd(node: Node) -> None:
 
 
 def _not_at_all(_: Node) -> None:
-    time.sleep(4.0)
+    time.sleep(SPREAD_TIME)
 
 
 # Bare WireGuard

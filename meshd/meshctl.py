@@ -204,6 +204,7 @@ def _add_keys(parser: ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=("show", "rotate"),
+        metavar="show|rotate",
         help="show: public halves and their age; rotate: replace the WireGuard key, under traffic",
     )
     which = parser.add_mutually_exclusive_group()
