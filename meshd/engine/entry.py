@@ -16,8 +16,9 @@ A node that is alone asks where members were, too, when it last heard of them.  
 refused for good, or knows that it is revoked, asks again after REFUSED_INTERVAL only.
 
 A node that has been a member may be given a token all the same: where its credential has expired,
-or members do not take it for one of theirs any more.  Then it rejoins: it shows the token, company
-or not, until that is honoured or refused for good.  It stays who it is; what changes is its chain.
+members do not take it for one of theirs any more, or the token names a root that it has missed.
+Then it rejoins: it shows the token, company or not, until that is honoured or refused for good.  It
+stays who it is; what changes is its chain.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Entry:
         self._rng = rng
         self._joiner: Joiner | None = None
         self._token = engine.identity.token
-        self._rejoining = self._token is not None and self._lacks_rights(wall)
+        self._rejoining = self._token is not None and (
+            self._lacks_rights(wall) or engine.ledger.roots.misses(self._token.roots)
+        )
         knows_somebody = bool(engine.others())
         self._accompanied = False
         waits = knows_somebody and not self._rejoining
@@ -187,7 +190,7 @@ class Entry:
         if self._rejoining and self._token is not None:
             # The mesh may have changed its key since we were there; the token has the present one.
             bootstrap_key = self._token.bootstrap_key
-            if engine.following.is_ahead(self._token):
+            if roots.misses(self._token.roots):
                 roots = self._token.roots
                 cache = CredentialCache()
                 cache.roots = roots.keys
@@ -268,11 +271,12 @@ class Entry:
                 engine.bad_packets[reason] += 1
 
     def _after_refusal(self, now: float) -> None:
-        """Show the token to those who do not know us any more; rest if that was no use either."""
+        """Show the token to those who do not know us any more; a refused one is not shown again."""
         self._ask_at = now + REFUSED_INTERVAL
         if self._rejoining:
             self._rejoining = False
             self._token = None
+            self._ask_at = now + ALONE_TIMEOUT  # for what we are without it
         elif self._token is not None and self._engine.identity.chain:
             self._rejoining = True
             self._ask_at = now
@@ -285,15 +289,28 @@ class Entry:
         self.silent = False
         self.refusal = None
         if self._rejoining and self._token is not None:
-            engine.following.take_token(self._token, event.chain, now)
+            try:
+                engine.following.take_token_untrusted(
+                    self._token, event.chain, answer.successions, now
+                )
+            except BadPacket as exc:
+                engine.bad_packets[exc.reason] += 1
+                self._ask_at = now + ALONE_TIMEOUT
+                return
         self._rejoining = False
         self._token = None
         self.seed = answer.seed.node
         self.clock_skew = answer.clock - wall
         if self.joined_at is None:
             self.joined_at = now
-        for blob in answer.successions:
-            engine.learn(FactKind.SUCCESSION, blob, now, wall)
+        try:
+            for blob in answer.successions:
+                engine.learn(FactKind.SUCCESSION, blob, now, wall)
+            if event.chain:
+                engine.following.verify_untrusted(event.chain)
+        except BadPacket as exc:
+            engine.bad_packets[exc.reason] += 1
+            return
         engine.become(
             replace(
                 engine.identity,

@@ -13,6 +13,7 @@ from meshd.engine.handover import Handover, mark
 from meshd.errors import BadPacket
 from meshd.gossip.claim import MemberState
 from meshd.gossip.wire import Item, Message, MessageType, encode
+from meshd.trust.admission import RETRY_LIFETIME
 from meshd.trust.credential import CHAIN_LENGTH_MAX, issue, verify_chain_untrusted
 from meshd.trust.fact import FactKind
 from meshd.trust.record import Record, open_record_untrusted, sign_record
@@ -295,6 +296,31 @@ def test_a_token_is_not_spent_where_none_is_needed():
 
     assert node.engine.identity.chain == chain
     assert not founder.engine.ledger.invite(token.invite_key.id).winners
+
+
+def test_an_old_token_in_a_configuration_keeps_nobody_out():
+    """All were off and have other addresses since; the name of the seed follows late."""
+    world = World(seed=26)
+    founder, node = world.machine("founder"), world.machine("node")
+    name = "founder.example.org"
+    world.names[name] = tuple(map(str, founder.addresses))
+    founder.start()
+    token = founder.invite(seeds=[f"{name}:51820"], lifetime=365 * 86400)
+    node.start(token=token)
+    world.run_until(lambda: whole(founder, node), within=3.0)
+    for machine in (founder, node):
+        machine.power_off()
+        machine.clock_offset = RETRY_LIFETIME + 3600.0
+    founder.renumber("198.51.100.7")
+    node.renumber("198.51.100.8")
+
+    node.start(token=token)
+    world.run_for(18.0)  # the token's turn comes at 20 s
+    founder.start()
+    world.names[name] = tuple(map(str, founder.addresses))
+
+    world.run_until(lambda: whole(founder, node), within=30.0)
+    assert "expired" in node.of(events.RefusedByMesh)[0].text
 
 
 def test_the_token_it_once_came_in_by_does_not_bring_it_back():
