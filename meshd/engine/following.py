@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from meshd.engine import events
 from meshd.errors import BadPacket
+from meshd.trust.credential import CredentialCache, verify_chain_untrusted
 from meshd.trust.fact import FactKind
 from meshd.trust.granting import utc
 from meshd.trust.refusal import Refusal, RefusalCode
@@ -99,17 +100,30 @@ class Following:
 
     # Ourselves
 
-    def is_ahead(self, token: Token) -> bool:
-        """Whether a token names a root that we have missed, or one of the mesh's other half."""
-        roots = self._engine.ledger.roots
-        return token.root_number >= roots.number and token.roots.newest not in roots.keys
+    def verify_untrusted(self, chain: tuple[bytes, ...]) -> None:
+        """Raise BadPacket unless a chain speaks for us, from a root that we know by now."""
+        identity, ledger = self._engine.identity, self._engine.ledger
+        verify_chain_untrusted(chain, identity.mesh, identity.node, ledger.cache)
 
-    def take_token(self, token: Token, chain: tuple[bytes, ...], now: float) -> None:
-        """Begin anew with what a token that was honoured names, and the chain that it brought."""
+    def take_token_untrusted(
+        self, token: Token, chain: tuple[bytes, ...], successions: tuple[bytes, ...], now: float
+    ) -> None:
+        """Begin anew with what a token that was honoured names, and with what the answer brought.
+
+        Raise BadPacket if that does not hang together; nothing has changed.
+        """
         engine = self._engine
         identity = engine.identity
-        if self.is_ahead(token):
-            engine.ledger.follow(token.roots)
+        roots = engine.ledger.roots
+        if roots.misses(token.roots):
+            roots = token.roots
+        roots = roots.grown_untrusted(successions)
+        cache = CredentialCache()
+        cache.roots = roots.keys
+        verify_chain_untrusted(chain, identity.mesh, identity.node, cache)
+        if roots != engine.ledger.roots:
+            engine.ledger.follow(roots)
+            self._unsettled_since = now
             self._due = True
         if token.bootstrap_key != identity.bootstrap_key:
             identity = replace(

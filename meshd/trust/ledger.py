@@ -204,6 +204,7 @@ class Ledger:
         """See everything from another line of roots: one that has grown, or settled."""
         self.roots = roots
         self.cache.roots = roots.keys
+        self._drop_strange()
         for step in roots.line:
             fact = succession_fact(step, self.mesh)
             self._facts[fact.kind][fact.key] = fact
@@ -465,8 +466,29 @@ class Ledger:
             case FactKind.REVOCATION:
                 opened = self._revocations.pop(fact.key)
                 self._revocations_by_members -= bool(opened.credentials)
-            case _:
-                pass  # `_keep` replaces it under the same key
+            case FactKind.GRANT:
+                del self._grants[NodeId(fact.key)]
+                self._standings.pop(NodeId(fact.key), None)
+            case FactKind.BOOTSTRAP_EPOCH:
+                self._epoch = None
+            case FactKind.INVITE_USE | FactKind.SUCCESSION:
+                pass  # `_keep`, or `follow`, replaces it under the same key
+
+    def _drop_strange(self) -> None:
+        """Drop what belongs to another line of roots, which a token has led us away from."""
+        number_of = self.roots.number_of
+        strange = [
+            node
+            for node, grant in self._grants.items()
+            if number_of(grant.credential.issuer) is None
+        ]
+        for node in strange:
+            self._drop(self._facts[FactKind.GRANT][bytes(node)])
+        for fact in list(self._facts[FactKind.BOOTSTRAP_EPOCH].values()):
+            if self._epoch is not None and number_of(self._epoch.root) is None:
+                self._drop(fact)
+        for fact in list(self._facts[FactKind.SUCCESSION].values()):
+            self._drop(fact)
 
     def _drop_record(self, node: NodeId) -> None:
         invite = self._records.pop(node).credentials[-1].invite

@@ -117,6 +117,10 @@ class Roots:
         done = self.line if self.settled else self.line[:-1]
         return not any(step.seal and step.number > number for step in done)
 
+    def misses(self, other: Roots) -> bool:
+        """Whether another line has gone on from ours, or has parted from it and is as long."""
+        return other.number >= self.number and other.newest not in self.keys
+
     def judge(self, succession: Succession) -> Verdict:
         """Say what a verified succession is to this line."""
         if any(step.blob == succession.blob for step in self.line):

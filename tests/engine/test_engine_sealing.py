@@ -37,10 +37,10 @@ def publish(machine, draft):
     return draft
 
 
-def seal(machine):
+def seal(machine, *, root=1):
     world = machine.world
-    key = BootstrapKey(world.secret("sealed bootstrap"))
-    draft = draft_seal(machine.engine, world.mesh_key, root_key(world), key, machine.wall)
+    key = BootstrapKey(world.secret("sealed bootstrap" if root == 1 else "other bootstrap"))
+    draft = draft_seal(machine.engine, world.mesh_key, root_key(world, root), key, machine.wall)
     return publish(machine, draft)
 
 
@@ -665,3 +665,36 @@ def test_who_was_left_behind_rejoins_by_a_token_as_the_same_node(changes):
     assert late.engine.ledger.roots.newest == newest.id
     assert late.engine.identity.bootstrap_key == machines[0].engine.identity.bootstrap_key
     assert late.engine.ledger.admitted(late.node)
+
+
+def test_two_seals_make_two_meshes_that_say_so_and_tokens_bring_one_side_over():
+    world = World(seed=70)
+    machines = world.mesh_of(4)
+    ours, theirs = machines[:2], machines[2:]
+    world.run_for(5.0)
+    world.underlay.island = frozenset({"n2", "n3"})
+    world.run_for(60.0)
+    seal(ours[0])
+    seal(theirs[0], root=7)
+    world.run_until(lambda: all_follow(ours, root_key(world)), within=FOLLOWED)
+    world.run_until(lambda: all_follow(theirs, root_key(world, 7)), within=FOLLOWED)
+
+    world.underlay.island = frozenset()
+    world.run_for(60.0)
+
+    assert all_follow(ours, root_key(world)), "nobody goes back"
+    assert all_follow(theirs, root_key(world, 7))
+    assert any(m.of("rival-succession") for m in machines)
+    for number, machine in enumerate(theirs):
+        machine.power_off()
+        machine.start(token=ours[0].invite(key=f"over {number}"))
+    world.run_until(lambda: whole(*machines), within=60.0)
+    world.run_until(lambda: all_follow(ours, root_key(world)), within=FOLLOWED)
+    for machine in theirs:
+        assert machine.engine.ledger.roots.newest == root_key(world).id
+        assert machine.engine.own_chain[0].issuer == root_key(world).id
+        assert machine.engine.epochs.lacking is None
+    for machine in theirs:  # what is on disk leads to the same place
+        machine.power_off()
+        machine.start()
+    world.run_until(lambda: whole(*machines), within=60.0)
