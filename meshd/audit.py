@@ -36,14 +36,13 @@ says whether the log still contains it.
 | `mesh-key-rotated`        | the new root      | the root before it               |
 | `bootstrap-key-rotated`   |                   | who made it                      |
 | `invite-issued`           | the invite        | this node                        |
+| `newcomer-approved`       | the newcomer      | this node                        |
 | `invite-used`             | who came by it    | who admitted it                  |
 | `invite-withdrawn`        | the invite        | who withdrew it                  |
 | `wireguard-key-rotated`   | the member        | itself                           |
 | `configuration-changed`   | this node         | this node                        |
 | `checkpoint`              |                   |                                  |
 | `entries-lost`            |                   |                                  |
-
-Other parts add kinds of their own by `events.Audited`.
 """
 
 from __future__ import annotations

@@ -149,9 +149,6 @@ class AuditLog:
             case events.RecordForgotten(node):
                 self._known.pop(node, None)
                 self._add(self._act("member-forgotten", node, self._me, {}))
-            case events.Audited(kind, subject, signer, details):
-                self.note(kind, subject=subject, signer=signer, details=details)
-                return
             case _:
                 return
         self._flush(durable=False)

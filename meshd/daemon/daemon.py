@@ -374,8 +374,6 @@ class Daemon:
                     channel.send_nowait(rtt)
             case events.Departed():
                 self.departed.set()
-            case events.Audited():
-                pass  # the audit log has it
 
     def tell(self, notice: events.Notice) -> None:
         """Log what has happened, and publish it."""

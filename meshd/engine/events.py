@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from meshd.engine.identity import Identity
     from meshd.engine.rotation import WireGuardKeys
-    from meshd.keys import InviteId, MeshId, NodeId, WireGuardKey
+    from meshd.keys import NodeId, WireGuardKey
     from meshd.preshared.keys import Keyring
     from meshd.trust.fact import Fact
 
@@ -83,16 +83,6 @@ class SequenceOutrun:
 
 
 @dataclass(frozen=True, slots=True)
-class Audited:
-    """This node has done something that the audit log keeps, and no changed fact tells of it."""
-
-    kind: str  # constant, in kebab case: see `meshd.audit`
-    subject: NodeId | MeshId | InviteId | None = None
-    signer: NodeId | MeshId | None = None
-    details: Mapping[str, Detail] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class SaveKeys:
     """Persist these WireGuard keys, durably, and tell `Engine.rotation` whether that was done."""
 
@@ -160,7 +150,6 @@ Event: TypeAlias = (
     | RecordForgotten
     | IncarnationRaised
     | SequenceOutrun
-    | Audited
     | SaveKeys
     | HurryDevice
     | RenewPeer

@@ -1,11 +1,13 @@
 """A node's state on a second machine: all report it, one works, the other says why it does not."""
 
 import shutil
+import signal
 import time
 
 import pytest
 
 from lablib import lan, wait_until
+from lablib import mesh as mesh_lab
 from mesh.meshes import PATIENCE, mesh_of, wireguard
 
 pytestmark = pytest.mark.netns
@@ -16,10 +18,15 @@ FLOW_SECONDS = 10
 
 
 def copy_state(original, copy):
-    """What an image of a disk has, taken while the original may be running."""
-    source = original.file(STATE)
-    ignored = shutil.ignore_patterns("lock")
-    shutil.copytree(source, copy.file(STATE), dirs_exist_ok=True, ignore=ignored)
+    """Copy what an image of the disk has: all files as they were at one moment."""
+    running = original.process.poll() is None
+    if running:
+        original.process.send_signal(signal.SIGSTOP)
+    try:
+        shutil.copytree(original.file(STATE), copy.file(STATE), dirs_exist_ok=True)
+    finally:
+        if running:
+            original.process.send_signal(signal.SIGCONT)
 
 
 def findings(node):
@@ -61,6 +68,7 @@ def test_of_a_machine_and_its_copy_the_first_started_works_and_all_say_so(reboot
             original.start_daemon()
             mesh.wait_whole(a, b, original)
         copy.start_daemon()
+        mesh_lab.wait_answering(copy)
         began_at = time.monotonic()
 
         reported(a, b, original, copy)
@@ -87,6 +95,7 @@ def test_a_copy_that_joins_anew_is_a_node_of_its_own():
         mesh.form([a, original])
         copy_state(original, copy)
         copy.start_daemon()
+        mesh_lab.wait_answering(copy)
         reported(a, original, copy)
 
         assert copy.stop_daemon() == 0
