@@ -12,6 +12,7 @@ from meshd.trust.grammar import CLOCK_SKEW_MAX
 from meshd.trust.invite_use import InviteUse, resolve_uses
 from meshd.trust.ledger import Ledger, Outcome
 from trust.world import (
+    BOOTSTRAP_KEY,
     HOST,
     HOUR,
     INVITE_KEY,
@@ -25,12 +26,18 @@ from trust.world import (
     D,
     E,
     chain_to,
+    epoch,
+    epoch_blob,
     founding_chain,
+    grant,
+    grant_blob,
     ledger_of,
     record,
     record_blob,
     revocation,
     revocation_blob,
+    succession,
+    succession_blob,
     use,
     use_blob,
 )
@@ -192,7 +199,12 @@ def test_two_bodies_of_one_sequence_are_reported_and_one_is_kept_everywhere():
 
 
 def test_facts_come_ordered_by_kind_and_key():
-    facts = list(ledger_of(*FACTS).facts())
+    root = (
+        succession(succession_blob()),
+        grant(grant_blob(B, CHAIN_B)),
+        epoch(epoch_blob(BOOTSTRAP_KEY)),
+    )
+    facts = list(ledger_of(*FACTS, *root).facts())
 
     assert facts == sorted(facts, key=lambda fact: (fact.kind, fact.key))
     assert len({fact.digest for fact in facts}) == len(facts)
