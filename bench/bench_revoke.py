@@ -113,11 +113,14 @@ def _run(nodes: list[Node], revoked: Node) -> dict[str, Any]:
     silenced = {
         node.name: max(gone[node.name], last[addresses[node.name]] - started_at) for node in others
     }
+    heard = [_heard_at(node, revoked.name, since=wall) - wall for node in others]
     return {
         "revoked": revoked.name,
         "seconds": max(silenced.values()),
         "members": silenced,
-        "heard": max(_heard_at(node, revoked.name, since=wall) - wall for node in others),
+        "signed": min(heard),
+        "heard": max(heard),
+        "after_signing": max(silenced.values()) - min(heard),
         "peers_gone": max(gone.values()),
         "last_answer": max(last.values()) - started_at,
         "silent_afterwards": not revoked.ping(*addresses.values(), timeout=WATCHED),
@@ -194,6 +197,8 @@ def _report(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[s
         "runs": len(runs),
         "seconds": spread("seconds"),
         "a_member": {"median": statistics.median(each), "worst": max(each)},
+        "signed": spread("signed"),
+        "after_signing": spread("after_signing"),
         "heard": spread("heard"),
         "peers_gone": spread("peers_gone"),
         "last_answer": spread("last_answer"),
@@ -209,6 +214,8 @@ def _print(report: dict[str, Any]) -> None:
     print(f"{'from exec of meshctl revoke':42}{'median':>9}{'worst':>9}")
     for what, key in (
         ("until no member exchanges a packet", "seconds"),
+        ("of which: until it was signed", "signed"),
+        ("of which: from then on", "after_signing"),
         ("of which: until all have heard of it", "heard"),
         ("of which: until no kernel has the peer", "peers_gone"),
         ("of which: until the last answer to a ping", "last_answer"),

@@ -29,14 +29,16 @@ def add_revoke(parser: ArgumentParser) -> None:
 
 
 def revoke(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
-    """Say what would happen, have that confirmed, and do it."""
+    """Say what would happen, have that confirmed, and do it; with `--yes` do it."""
     body = {"name": arguments.name, "cascade": arguments.cascade}
-    plan = client.post("/v1/revoke", body)
-    if not arguments.yes and not _confirmed(plan):
-        output.remark("nothing was done")
-        return Exit.FAILED
-    # By its id: a name might have become another's while we asked.
-    document = client.post("/v1/revoke", {**body, "name": plan["id"], "sure": True})
+    if not arguments.yes:
+        plan = client.post("/v1/revoke", body)
+        if not _confirmed(plan):
+            output.remark("nothing was done")
+            return Exit.FAILED
+        # By its id: a name might have become another's while we asked.
+        body["name"] = plan["id"]
+    document = client.post("/v1/revoke", {**body, "sure": True})
     output.show(document, lambda: _done_text(document))
     return Exit.DONE
 

@@ -84,14 +84,11 @@ def answering(monkeypatch):
     os.close(controller)
 
 
-async def test_with_yes_it_is_looked_at_and_then_done_by_id(tmp_path, ctl, capsys) -> None:
+async def test_with_yes_it_is_done_in_one_request(tmp_path, ctl, capsys) -> None:
     controller = ScriptedController()
     async with serving(controller, tmp_path):
         assert await ctl("revoke", "--yes", "b") == 0
-    assert controller.asked == [
-        RevokeRequest("b", cascade=False, sure=False),
-        RevokeRequest(str(B), cascade=False, sure=True),
-    ]
+    assert controller.asked == [RevokeRequest("b", cascade=False, sure=True)]
     assert capsys.readouterr().out == f"revoked b ({B})\n"
 
 
@@ -131,7 +128,9 @@ async def test_on_a_terminal_it_asks_and_shows_what_it_comes_to(
     answering(typed)
     async with serving(controller, tmp_path):
         assert await ctl("revoke", "b") == status
-    assert [request.sure for request in controller.asked] == [False, True][: 2 - status]
+    done = [RevokeRequest(str(B), cascade=False, sure=True)]  # by its id
+    asked = [RevokeRequest("b", cascade=False, sure=False), *done][: 2 - status]
+    assert controller.asked == asked
     shown = capsys.readouterr().err
     assert f"b: {B}, 100.64.0.2, fd00::2, alive\n" in shown
     assert "let in through it, and staying: c" in shown
