@@ -197,6 +197,22 @@ def test_a_member_without_keys_of_this_kind_has_its_tunnels_all_the_same():
     assert all_ping(*machines)
 
 
+def test_the_key_stays_when_a_wireguard_key_is_replaced():
+    world, machines = mesh_with_keys(2)
+    a, b = machines
+    world.run_until(lambda: share_keys(a, b), within=SOON)
+    key, before = in_kernel(a, b), a.public_key
+
+    a.engine.rotate_key(world.now, world.wall)
+    a.drain()
+    world.run_until(lambda: a.public_key != before and share_keys(a, b), within=SOON)
+
+    assert in_kernel(a, b) == in_kernel(b, a) == key
+    assert all_ping(a, b)
+    assert post_quantum(a, b)  # the rotation takes a handshake
+    assert a.wireguard.mismatches == b.wireguard.mismatches == 0
+
+
 def test_a_forgotten_member_leaves_no_key_behind():
     world, machines = mesh_with_keys(2)
     a, b = machines
