@@ -22,7 +22,8 @@ Rule 1: 1,200 bytes of UDP payload fit, unfragmented, wherever IPv6 works (RFC 8
         MTU of 1,280), with room for the encapsulations of providers.
 
 Rule 2: work done for a datagram that proves no key is one look-up and one decryption; it is never
-        answered, and it puts nothing into any table.
+        answered, and it puts nothing into any table.  (But for hellos while an operator has opened
+        a window for approval: `bootstrap.approval_member` says what those may cost.)
 """
 
 from __future__ import annotations
