@@ -123,7 +123,7 @@ def test_without_anybody_who_lasts_all_end_with_the_last_of_their_issuers():
     assert all(len(other.told("credential-expired")) == 1 for other in others)
 
     # All that is needed is that one of them comes back within the grace.
-    world.run_for(GRACE - 3 * DAY)
+    world.run_for(3 * DAY)
     lasting[0].come()
     world.run_for(HOUR)
     assert not those_who_lost_rights(world)
