@@ -6,8 +6,9 @@
 | `GET /v1/invites`                 | `meshd.invites/1`: our own, and what is known of others' |
 | `POST /v1/invites/withdraw {id}`  | `meshd.invite-withdraw/1`                                |
 
-An invite's `state` is `open`, `used`, `withdrawn` or `expired`; of another member's invite that is
-neither used up nor withdrawn it is `unknown`, because its end is known to its issuer only.
+An invite's `state` is `open`, `used`, `withdrawn`, `expired`, or `void`: its token holds a
+bootstrap key that was replaced since.  Of another member's invite that is neither used up nor
+withdrawn it is `unknown`, because its end is known to its issuer only.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from meshd.control.routes import Document, Json, Request, Routes
     from meshd.keys import InviteId
 
-InviteStateName: TypeAlias = Literal["open", "used", "withdrawn", "expired", "unknown"]
+InviteStateName: TypeAlias = Literal["open", "used", "withdrawn", "expired", "void", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SHORT_ID_CHARS = 10
 QR_KINDS = (".png", ".svg")
-_OF_STATE = {"open": "green", "used": "dim", "withdrawn": "yellow", "expired": "dim"}
+_OF_STATE = {"open": "green", "used": "dim", "withdrawn": "yellow", "expired": "dim", "void": "dim"}
 
 
 def add_invite(parser: ArgumentParser) -> None:

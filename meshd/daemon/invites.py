@@ -208,7 +208,9 @@ def _check_open(
     raise ApiError(HTTPStatus.CONFLICT, f"invite-{how}", f"invite {invite.short} {over}")
 
 
-def state_name(state: InviteState, issued: Invite | None, wall: float) -> InviteStateName:
+def state_name(
+    state: InviteState, issued: Invite | None, wall: float, *, void: bool = False
+) -> InviteStateName:
     """Return in a word what may be done with an invite; of others' the end is not known."""
     if state.withdrawn_at is not None:
         return "withdrawn"
@@ -216,12 +218,14 @@ def state_name(state: InviteState, issued: Invite | None, wall: float) -> Invite
         return "used"
     if issued is None:
         return "unknown"
-    return "expired" if wall > issued.expires_at else "open"
+    if wall > issued.expires_at:
+        return "expired"
+    return "void" if void else "open"
 
 
 def _snapshot(engine: Engine, invite: Invite, issued_at: float, wall: float) -> InviteSnapshot:
     state = engine.ledger.invite(invite.id)
-    how = state_name(state, invite, wall)
+    how = state_name(state, invite, wall, void=_is_void(engine, issued_at))
     return InviteSnapshot(
         id=invite.id,
         issued_at=issued_at,
@@ -250,6 +254,12 @@ def _other_snapshot(engine: Engine, invite: InviteId) -> OtherInviteSnapshot:
         withdrawn_at=state.withdrawn_at,
         used_by=_users(engine, invite),
     )
+
+
+def _is_void(engine: Engine, issued_at: float) -> bool:
+    """Whether the bootstrap key was replaced since: members hear no invite under the old one."""
+    epoch = engine.ledger.epoch
+    return epoch is not None and issued_at < epoch.dated
 
 
 def _uses_left(uses: int, used: int) -> int | None:
