@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from meshd.trust.fact import Fact
 
 
-HOW_TO_COME_BACK = "to come back, start with a new state directory and another token"
+_AS_ANOTHER = "to come back, start with a new state directory and another token"
+_AS_ITSELF = "to come back, start it with a token from another member (--token-file)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ class Revoking:
         assert revocation is not None
         text = (
             f"node {node.short} is not a member of this mesh any more, "
-            f"{self._why(revocation, node)}; {HOW_TO_COME_BACK}"
+            f"{self._why(revocation, node)}; {_way_back(revocation, node)}"
         )
         return Refusal(RefusalCode.REVOKED, text[:REFUSAL_TEXT_BYTES_MAX])
 
@@ -175,9 +176,8 @@ class Revoking:
         """Why we are out, and what to do.  Only if we are."""
         assert self.revocation is not None
         node = self._engine.identity.node
-        return (
-            f"this node is out of the mesh, {self._why(self.revocation, node)}; {HOW_TO_COME_BACK}"
-        )
+        why, way = self._why(self.revocation, node), _way_back(self.revocation, node)
+        return f"this node is out of the mesh, {why}; {way}"
 
     def _judge_ourselves(self) -> None:
         engine = self._engine
@@ -221,3 +221,8 @@ class Revoking:
         if revocation.subject == node:
             return text
         return f"let in through {self._engine.called(revocation.subject)}, {text}"
+
+
+def _way_back(revocation: Revocation, node: NodeId) -> str:
+    """Say what it takes: a node id that is revoked stays out, another's chain can be replaced."""
+    return _AS_ANOTHER if revocation.subject == node else _AS_ITSELF

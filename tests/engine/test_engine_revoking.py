@@ -223,6 +223,24 @@ def test_who_falls_by_a_cascade_is_told_by_whom_and_why():
     assert "let in through x, revoked with all it let in by founder" in notice.message
 
 
+def test_who_fell_by_a_cascade_comes_back_as_itself_by_another_members_token():
+    world, founder, x = founded(24, "x", admit=True)
+    friend = world.machine("friend")
+    friend.start(token=x.invite())
+    world.run_until(lambda: whole(founder, x, friend), within=5.0)
+    revoke(founder, x, cascade=True)
+    world.run_for(1.0)
+    assert "start it with a token from another member" in friend.of("revoked")[0].message
+    node = friend.node
+    friend.kill()
+
+    friend.start(token=founder.invite(key="again"))
+
+    world.run_until(lambda: whole(founder, friend), within=20.0)
+    assert friend.node == node
+    assert friend.engine.revoking.revocation is None
+
+
 @pytest.mark.parametrize("seeds", [True, False], ids=["by its seed", "by those it knew"])
 def test_a_revoked_one_that_was_away_learns_it_with_the_proof(seeds):
     world = World(seed=14)
