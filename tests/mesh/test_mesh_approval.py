@@ -128,6 +128,28 @@ def test_who_is_denied_ends_and_leaves_nothing():
         assert not list(b.file("/var/lib/meshd").iterdir())
 
 
+def test_a_name_that_is_taken_is_seen_before_it_is_granted():
+    with mesh_of(lan(2)) as mesh:
+        a, b = mesh.nodes
+        found(a)
+        a.meshctl("pending", "--open")
+        b.start_daemon("--ask-approval", "--seed", str(a.ipv4.ip), "--name", "a")
+        code = wait_code(a, "a")
+
+        taken = a.meshctl("approve", code, check=False)
+        assert taken.returncode == 1
+        assert "belongs to another member" in taken.stderr
+        by_name = a.meshctl("approve", "a", check=False)
+        assert by_name.returncode == 2
+        assert "give the code" in by_name.stderr
+
+        a.meshctl("approve", code, "--name", "b")
+        b.meshctl("wait", "--members", "2", "--timeout", "60s", timeout=PATIENCE)
+        mesh.wait_whole()
+        twice = a.meshctl("approve", code, check=False)
+        assert twice.returncode == 1
+
+
 def test_a_window_that_is_closed_voids_the_codes():
     with mesh_of(lan(2)) as mesh:
         a, b = mesh.nodes
