@@ -36,6 +36,7 @@ says whether the log still contains it.
 | `mesh-key-rotated`        | the new root      | the root before it               |
 | `bootstrap-key-rotated`   |                   | who made it                      |
 | `invite-issued`           | the invite        | this node                        |
+| `approval-opened`         | this node         | this node                        |
 | `newcomer-approved`       | the newcomer      | this node                        |
 | `invite-used`             | who came by it    | who admitted it                  |
 | `invite-withdrawn`        | the invite        | who withdrew it                  |

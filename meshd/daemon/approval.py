@@ -44,6 +44,12 @@ async def open_window(daemon: Daemon, span: float) -> None:
     """Let newcomers ask.  Raise ApiError if this node could not let them in."""
     invites.require_right(daemon)
     await daemon.driver.submit(partial(daemon.engine.approval.open, span))
+    daemon.audit.note(
+        "approval-opened",
+        subject=daemon.engine.identity.node,
+        signer=daemon.engine.identity.node,
+        details={"open_for_s": span},
+    )
 
 
 async def close_window(daemon: Daemon) -> None:

@@ -98,6 +98,7 @@ _LEVELS = {
     "repaired": logging.WARNING,
     "clock": logging.WARNING,
     "name-taken": logging.WARNING,
+    "invite-lost": logging.WARNING,
     "no-ipv4": logging.WARNING,
     "ipv4-prefix": logging.WARNING,
     "key-conflict": logging.ERROR,

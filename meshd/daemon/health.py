@@ -24,6 +24,8 @@ _TOLD_AT_ONCE = frozenset(
         "no-answer",
         "refused",
         "revoked",
+        "invite-lost",
+        "invite-lost-by",
         "identity-cloned",
         "credential-expiring",
         "credential-expired",
