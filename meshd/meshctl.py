@@ -203,16 +203,21 @@ def _add_wait(parser: ArgumentParser) -> None:
 def _add_keys(parser: ArgumentParser) -> None:
     parser.add_argument(
         "action",
-        choices=("show", "rotate"),
-        metavar="show|rotate",
-        help="show: public halves and their age; rotate: replace the WireGuard key, under traffic",
+        choices=("show", "rotate", "export-mesh"),
+        metavar="show|rotate|export-mesh",
+        help="show: public halves and their age; rotate: replace the WireGuard key, under traffic; "
+        "export-mesh: move the mesh key from this node into FILE",
     )
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="with export-mesh")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--mesh", action="store_true", help="rotate the mesh key, on the node that holds it"
     )
     which.add_argument(
         "--bootstrap", action="store_true", help="rotate the bootstrap key: tokens become void"
+    )
+    parser.add_argument(
+        "--mesh-key-file", type=Path, metavar="FILE", help="with --mesh: where the key was moved to"
     )
     parser.add_argument(
         "--overlap",

@@ -33,13 +33,13 @@ class Fields:
         self._asked[key] = None
         return self._values.get(key)
 
-    def text(self, key: str) -> str | None:
+    def text(self, key: str, *, length_max: int = TEXT_LENGTH_MAX) -> str | None:
         """Read a string that is not empty."""
         value = self._get(key)
         if value is None:
             return None
-        if not isinstance(value, str) or not 0 < len(value) <= TEXT_LENGTH_MAX:
-            raise bad_request(f"{key} must be text of 1 to {TEXT_LENGTH_MAX} characters")
+        if not isinstance(value, str) or not 0 < len(value) <= length_max:
+            raise bad_request(f"{key} must be text of 1 to {length_max} characters")
         return value
 
     def needed_text(self, key: str) -> str:

@@ -5,6 +5,8 @@
 | `POST /v1/seal {secret,sure}`            | `meshd.seal/1`                                       |
 | `POST /v1/keys/rotate-mesh {…,sure}`     | `meshd.rotate-mesh/1`; `overlap` is in seconds       |
 | `POST /v1/keys/rotate-bootstrap {sure}`  | `meshd.rotate-bootstrap/1`                           |
+| `POST /v1/keys/export-mesh`              | `meshd.mesh-key/1`: the key itself, as text          |
+| `POST /v1/keys/forget-mesh {root}`       | `meshd.forget-mesh/1`: it is not on this disk then   |
 
 Without `sure` nothing is done, and the answer says what would be.  With it, all is on disk.
 """
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 OVERLAP_MAX = 366 * 86400
 OVERLAP_DEFAULT = 30 * 86400
+SECRET_TEXT_MAX = 2048  # above what a secret may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,16 @@ class SealingController(Protocol):
     async def seal(self, secret: str | None, *, sure: bool) -> NewRootAnswer:
         """Move an open mesh to a fresh mesh key and bootstrap key."""
 
-    async def rotate_mesh_key(self, overlap: int, *, sure: bool) -> NewRootAnswer:
-        """Replace the mesh key that this node holds."""
+    async def rotate_mesh_key(
+        self, overlap: int, mesh_key: str | None, *, sure: bool
+    ) -> NewRootAnswer:
+        """Replace the mesh key: that on this node's disk, or the one given."""
+
+    def mesh_key(self) -> tuple[MeshId, str]:
+        """Return the mesh key that this node holds, and whose it is."""
+
+    def forget_mesh_key(self, root: str) -> None:
+        """Delete the mesh key from this node's disk."""
 
     async def rotate_bootstrap_key(self, *, sure: bool) -> NewBootstrapAnswer:
         """Replace the bootstrap key."""
@@ -62,7 +73,8 @@ def sealing_routes(controller: SealingController) -> Routes:
 
     async def seal(request: Request) -> Document:
         fields = Fields(request.body)
-        secret, sure = fields.text("secret"), fields.flag("sure")
+        secret = fields.text("secret", length_max=SECRET_TEXT_MAX)
+        sure = fields.flag("sure")
         fields.done()
         answer = await controller.seal(secret, sure=sure)
         return {"schema": "meshd.seal/1", "sealed": answer.done, **_root(answer)}
@@ -70,9 +82,9 @@ def sealing_routes(controller: SealingController) -> Routes:
     async def rotate_mesh(request: Request) -> Document:
         fields = Fields(request.body)
         overlap = fields.whole("overlap", minimum=0, maximum=OVERLAP_MAX, default=OVERLAP_DEFAULT)
-        sure = fields.flag("sure")
+        mesh_key, sure = fields.text("mesh_key"), fields.flag("sure")
         fields.done()
-        answer = await controller.rotate_mesh_key(overlap, sure=sure)
+        answer = await controller.rotate_mesh_key(overlap, mesh_key, sure=sure)
         until = None if answer.overlap_until is None else rfc3339(answer.overlap_until)
         return {
             "schema": "meshd.rotate-mesh/1",
@@ -93,7 +105,21 @@ def sealing_routes(controller: SealingController) -> Routes:
             "away": list(answer.away),
         }
 
+    async def export_mesh(request: Request) -> Document:
+        Fields(request.body).done()
+        root, text = controller.mesh_key()
+        return {"schema": "meshd.mesh-key/1", "root": str(root), "mesh_key": text}
+
+    async def forget_mesh(request: Request) -> Document:
+        fields = Fields(request.body)
+        root = fields.needed_text("root")
+        fields.done()
+        controller.forget_mesh_key(root)
+        return {"schema": "meshd.forget-mesh/1", "root": root}
+
     return {
+        ("POST", "/v1/keys/export-mesh"): export_mesh,
+        ("POST", "/v1/keys/forget-mesh"): forget_mesh,
         ("POST", "/v1/seal"): seal,
         ("POST", "/v1/keys/rotate-mesh"): rotate_mesh,
         ("POST", "/v1/keys/rotate-bootstrap"): rotate_bootstrap,

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from meshd.ctl.exits import Exit, Failed
-from meshd.ctl.sealing import rotate_bootstrap, rotate_mesh
+from meshd.ctl.sealing import export_mesh, rotate_bootstrap, rotate_mesh
 
 if TYPE_CHECKING:
     import argparse
@@ -22,8 +22,12 @@ def keys(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
     """Show the keys, or rotate the WireGuard key and wait until that is done."""
     if arguments.action == "show" and (arguments.mesh or arguments.bootstrap):
         raise Failed(Exit.USAGE, "--mesh and --bootstrap say what is to be rotated")
-    if arguments.overlap is not None and not arguments.mesh:
-        raise Failed(Exit.USAGE, "--overlap is for the mesh key: give --mesh as well")
+    if (arguments.overlap, arguments.mesh_key_file) != (None, None) and not arguments.mesh:
+        raise Failed(Exit.USAGE, "--overlap and --mesh-key-file are for the mesh key: give --mesh")
+    if (arguments.action == "export-mesh") != (arguments.file is not None):
+        raise Failed(Exit.USAGE, "keys export-mesh FILE, and no other, takes a file")
+    if arguments.action == "export-mesh":
+        return export_mesh(client, arguments, output)
     if arguments.mesh:
         return rotate_mesh(client, arguments, output)
     if arguments.bootstrap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,8 @@ NAMES_SHOWN_MAX = 20
 SEAL_TIMEOUT = 60.0
 
 _KEY_IS_HERE = (
-    "This node now holds the mesh key, which has the last word on who is a member: back up its "
-    "state directory, and keep it from others."
+    "This node now holds the mesh key, which has the last word on who is a member. To take it "
+    "offline:  meshctl keys export-mesh FILE"
 )
 
 
@@ -39,7 +40,7 @@ def add_seal(parser: ArgumentParser) -> None:
 
 def seal(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
     """Say who would be taken along, have that confirmed, and seal the mesh."""
-    body: dict[str, object] = {"secret": _secret(arguments.secret_file)}
+    body: dict[str, object] = {"secret": _text_of(arguments.secret_file)}
     plan = client.post("/v1/seal", body, timeout=SEAL_TIMEOUT)
     text = (
         f"members for good, whoever they are: {_names(plan)}\n"
@@ -55,7 +56,9 @@ def seal(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
 
 def rotate_mesh(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
     """Replace the mesh key."""
-    body = {} if arguments.overlap is None else {"overlap": int(arguments.overlap)}
+    body: dict[str, object] = {"mesh_key": _text_of(arguments.mesh_key_file)}
+    if arguments.overlap is not None:
+        body["overlap"] = int(arguments.overlap)
     plan = client.post("/v1/keys/rotate-mesh", body)
     text = (
         f"taken along: {_names(plan)}\n"
@@ -69,6 +72,33 @@ def rotate_mesh(client: Client, arguments: argparse.Namespace, output: Output) -
         document, lambda: f"the mesh key is replaced, for {_names(document)}\n{_KEY_IS_HERE}"
     )
     return Exit.DONE
+
+
+def export_mesh(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
+    """Write the mesh key into a file, and then delete it from the node."""
+    path: Path = arguments.file
+    document = client.post("/v1/keys/export-mesh")
+    text = (
+        f"The mesh key goes into {path}, and is then deleted from this node.\n"
+        "Without that file the mesh key can not be replaced, and has no last word any more."
+    )
+    if not _confirmed(arguments, text, "take the mesh key offline", output):
+        return Exit.FAILED
+    _write_secret(path, str(document["mesh_key"]))
+    done = client.post("/v1/keys/forget-mesh", {"root": document["root"]})
+    output.show(done, lambda: f"the mesh key is in {path}, and on this node no more")
+    return Exit.DONE
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Put a text into a new file that only we can read, for good."""
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{text}\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise Failed(Exit.FAILED, f"{path}: {error.strerror}; nothing was deleted") from error
 
 
 def rotate_bootstrap(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
@@ -87,7 +117,7 @@ def rotate_bootstrap(client: Client, arguments: argparse.Namespace, output: Outp
     return Exit.DONE
 
 
-def _secret(path: Path | None) -> str | None:
+def _text_of(path: Path | None) -> str | None:
     if path is None:
         return None
     try:

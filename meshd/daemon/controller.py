@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meshd.control.sealing import NewBootstrapAnswer, NewRootAnswer
     from meshd.control.snapshot import MeshSnapshot, PeerSnapshot
     from meshd.daemon.daemon import Daemon
-    from meshd.keys import NodeId
+    from meshd.keys import MeshId, NodeId
 
 LEAVE_TIMEOUT = 2.0  # goodbye is said within this time, or not at all
 
@@ -146,9 +146,19 @@ class DaemonController:
         """Move an open mesh to a fresh mesh key and bootstrap key."""
         return await sealing.seal(self._daemon, secret, sure=sure)
 
-    async def rotate_mesh_key(self, overlap: int, *, sure: bool) -> NewRootAnswer:
-        """Replace the mesh key that this node holds."""
-        return await sealing.rotate_mesh_key(self._daemon, overlap, sure=sure)
+    async def rotate_mesh_key(
+        self, overlap: int, mesh_key: str | None, *, sure: bool
+    ) -> NewRootAnswer:
+        """Replace the mesh key: that on this node's disk, or the one given."""
+        return await sealing.rotate_mesh_key(self._daemon, overlap, mesh_key, sure=sure)
+
+    def mesh_key(self) -> tuple[MeshId, str]:
+        """Return the mesh key that this node holds, and whose it is."""
+        return sealing.export_mesh_key(self._daemon)
+
+    def forget_mesh_key(self, root: str) -> None:
+        """Delete the mesh key from this node's disk."""
+        sealing.forget_mesh_key(self._daemon, root)
 
     async def rotate_bootstrap_key(self, *, sure: bool) -> NewBootstrapAnswer:
         """Replace the bootstrap key."""

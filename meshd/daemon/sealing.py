@@ -9,6 +9,8 @@ Rule 2: the secret is asked for where this start of the daemon was not given it.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 import time
 from functools import partial
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from meshd.daemon.daemon import Daemon
     from meshd.engine.sealing import Draft
-    from meshd.keys import NodeId
+    from meshd.keys import MeshId, NodeId
 
 
 async def seal(daemon: Daemon, secret: str | None, *, sure: bool) -> NewRootAnswer:
@@ -66,15 +68,17 @@ async def seal(daemon: Daemon, secret: str | None, *, sure: bool) -> NewRootAnsw
     return _answer(daemon, draft)
 
 
-async def rotate_mesh_key(daemon: Daemon, overlap: int, *, sure: bool) -> NewRootAnswer:
-    """Replace the mesh key that this node holds.  Raise ApiError or StoreError."""
+async def rotate_mesh_key(
+    daemon: Daemon, overlap: int, given: str | None, *, sure: bool
+) -> NewRootAnswer:
+    """Replace the mesh key: that on this disk, or the one given.  Raise ApiError or StoreError."""
     engine = daemon.engine
-    old_key = held_mesh_key(daemon.store, engine.identity)
-    if old_key is None:
-        raise not_allowed(
-            "this node does not hold the mesh key: run this on the one that has made or sealed "
-            "the mesh"
-        )
+    if given is None:
+        old_key = _held(daemon)
+    else:
+        old_key = _parsed(given)
+        if old_key.id != engine.ledger.roots.newest:
+            raise _conflict("wrong-key", "that is not the present key of this mesh")
     if not sure:
         until = time.time() + overlap
         return NewRootAnswer(done=False, root=None, members=_members(daemon), overlap_until=until)
@@ -83,6 +87,39 @@ async def rotate_mesh_key(daemon: Daemon, overlap: int, *, sure: bool) -> NewRoo
         daemon, lambda wall: draft_rotation(engine, old_key, new_key, wall, overlap=overlap)
     )
     return _answer(daemon, draft)
+
+
+def export_mesh_key(daemon: Daemon) -> tuple[MeshId, str]:
+    """Return whose the mesh key on this disk is, and the key as text.  Raise ApiError."""
+    key = _held(daemon)
+    return key.id, base64.urlsafe_b64encode(key.seed).decode()
+
+
+def forget_mesh_key(daemon: Daemon, root: str) -> None:
+    """Delete the mesh key from this disk.  Raise ApiError or StoreError."""
+    if str(_held(daemon).id) != root:
+        raise _conflict("wrong-key", "the mesh has another key by now: nothing was deleted")
+    daemon.store.delete_secret(Secret.MESH_KEY)
+
+
+def _held(daemon: Daemon) -> MeshKey:
+    key = held_mesh_key(daemon.store, daemon.engine.identity)
+    if key is None:
+        raise not_allowed(
+            "this node does not hold the mesh key: run this on the one that has made or sealed "
+            "the mesh, or with the file that the key was exported to"
+        )
+    return key
+
+
+def _parsed(text: str) -> MeshKey:
+    try:
+        seed = base64.b64decode(text.strip(), altchars=b"-_", validate=True)
+    except (ValueError, binascii.Error):
+        seed = b""
+    if len(seed) != KEY_BYTES:
+        raise bad_request("that is no mesh key as `meshctl keys export-mesh` writes it")
+    return MeshKey(seed)
 
 
 async def rotate_bootstrap_key(daemon: Daemon, *, sure: bool) -> NewBootstrapAnswer:

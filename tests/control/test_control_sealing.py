@@ -15,6 +15,7 @@ from meshd.keys import MeshId
 
 MEMBERS = ((node_id(1), "a", "alive"), (node_id(2), "b", "dead"))
 ROOT = MeshId(b"r" * 32)
+KEY_TEXT = "a2V5" * 11
 
 
 @pytest.fixture
@@ -37,9 +38,15 @@ class SealingController(ScriptedController):
             raise self.refusal
         return NewRootAnswer(done=sure, root=ROOT if sure else None, members=MEMBERS)
 
-    async def rotate_mesh_key(self, overlap, *, sure):
-        self.sealing.append(("mesh", overlap, sure))
+    async def rotate_mesh_key(self, overlap, mesh_key, *, sure):
+        self.sealing.append(("mesh", overlap, mesh_key, sure))
         return NewRootAnswer(done=sure, root=ROOT, members=MEMBERS, overlap_until=1_700_000_000)
+
+    def mesh_key(self):
+        return ROOT, KEY_TEXT
+
+    def forget_mesh_key(self, root):
+        self.sealing.append(("forget", root))
 
     async def rotate_bootstrap_key(self, *, sure):
         self.sealing.append(("bootstrap", sure))
@@ -92,8 +99,12 @@ async def test_what_the_daemon_refuses_is_said_before_anything_is_confirmed(tmp_
 @pytest.mark.parametrize(
     ("arguments", "asked", "said"),
     [
-        (("--mesh",), ("mesh", 30 * 86400, True), "the mesh key is replaced, for a, b (dead)"),
-        (("--mesh", "--overlap", "1h"), ("mesh", 3600, True), "the mesh key is replaced"),
+        (
+            ("--mesh",),
+            ("mesh", 30 * 86400, None, True),
+            "the mesh key is replaced, for a, b (dead)",
+        ),
+        (("--mesh", "--overlap", "1h"), ("mesh", 3600, None, True), "the mesh key is replaced"),
         (("--bootstrap",), ("bootstrap", True), "tokens made before are void"),
     ],
 )
@@ -108,6 +119,24 @@ async def test_keys_of_the_mesh_are_rotated_on_request(
     assert said in capsys.readouterr().out
 
 
+async def test_the_mesh_key_goes_into_a_file_and_then_from_the_node(tmp_path, ctl, capsys):
+    controller = SealingController()
+    file = tmp_path / "mesh.key"
+    async with serving(controller, tmp_path):
+        assert await ctl("keys", "export-mesh", str(file), "--yes") == 0
+        assert await ctl("keys", "export-mesh", str(file), "--yes") == 1, "it is there already"
+        arguments = ("--mesh", "--mesh-key-file", str(file), "--yes")
+        assert await ctl("keys", "rotate", *arguments) == 0
+
+    shown = capsys.readouterr()
+    assert file.read_text() == f"{KEY_TEXT}\n"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert controller.sealing.count(("forget", str(ROOT))) == 1
+    assert controller.sealing[-1] == ("mesh", 30 * 86400, f"{KEY_TEXT}\n", True)
+    assert KEY_TEXT not in shown.out + shown.err
+    assert "nothing was deleted" in shown.err
+
+
 async def test_the_documents_name_roots_and_members(tmp_path, ctl, capsys):
     async with serving(SealingController(), tmp_path):
         assert await ctl("--json", "seal", "--yes") == 0
@@ -118,7 +147,13 @@ async def test_the_documents_name_roots_and_members(tmp_path, ctl, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("show", "--mesh"), ("rotate", "--overlap", "1h"), ("rotate", "--mesh", "--bootstrap")],
+    [
+        ("show", "--mesh"),
+        ("rotate", "--overlap", "1h"),
+        ("rotate", "--mesh", "--bootstrap"),
+        ("export-mesh",),
+        ("show", "file"),
+    ],
 )
 async def test_flags_that_make_no_sense_together_are_usage_errors(tmp_path, ctl, arguments):
     async with serving(SealingController(), tmp_path):

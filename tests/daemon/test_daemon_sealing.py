@@ -146,17 +146,40 @@ async def test_only_who_holds_the_mesh_key_rotates_it(meshed, tmp_path):
     world.run_until(lambda: b.engine.ledger.roots.number == 1, within=5.0)
     with Store.open(tmp_path / "other") as other:
         other.save_secret(Secret.MESH_KEY, MeshKey(bytes(32)).seed)
-        await refused(sealing.rotate_mesh_key(Daemon(b, other), 3600, sure=True), "not-allowed")
+        await refused(
+            sealing.rotate_mesh_key(Daemon(b, other), 3600, None, sure=True), "not-allowed"
+        )
     before = store.load_secret(Secret.MESH_KEY)
 
-    plan = await sealing.rotate_mesh_key(Daemon(a, store), 3600, sure=False)
-    answer = await sealing.rotate_mesh_key(Daemon(a, store), 3600, sure=True)
+    plan = await sealing.rotate_mesh_key(Daemon(a, store), 3600, None, sure=False)
+    answer = await sealing.rotate_mesh_key(Daemon(a, store), 3600, None, sure=True)
 
     assert (plan.done, answer.done) == (False, True)
     assert answer.overlap_until == int(world.wall) + 3600
     assert store.load_secret(Secret.MESH_KEY) != before
     assert held_mesh_key(store, a.engine.identity).id == answer.root
     world.run_until(lambda: b.engine.ledger.roots.newest == answer.root, within=5.0)
+
+
+async def test_a_mesh_key_that_was_taken_offline_is_of_use_from_its_file_alone(meshed):
+    world, store, (a, b, _) = meshed
+    await sealing.seal(Daemon(a, store, PASSPHRASE), None, sure=True)
+    world.run_until(lambda: b.engine.ledger.roots.number == 1, within=5.0)
+    root, text = sealing.export_mesh_key(Daemon(a, store))
+    with pytest.raises(ApiError, match="nothing was deleted"):
+        sealing.forget_mesh_key(Daemon(a, store), "another")
+
+    sealing.forget_mesh_key(Daemon(a, store), str(root))
+
+    assert store.load_secret(Secret.MESH_KEY) is None
+    with pytest.raises(ApiError, match="does not hold"):
+        sealing.export_mesh_key(Daemon(a, store))
+    await refused(sealing.rotate_mesh_key(Daemon(a, store), 60, None, sure=True), "not-allowed")
+    for wrong in ("nonsense", text[:-4], "A" * 43 + "="):
+        with pytest.raises(ApiError):
+            await sealing.rotate_mesh_key(Daemon(a, store), 60, wrong, sure=True)
+    answer = await sealing.rotate_mesh_key(Daemon(a, store), 60, f"{text}\n", sure=True)
+    assert held_mesh_key(store, a.engine.identity).id == answer.root
 
 
 async def test_who_may_admit_changes_the_bootstrap_key(meshed):
