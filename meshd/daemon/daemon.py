@@ -95,6 +95,7 @@ _LEVELS = {
     "revoked": logging.ERROR,
     "reinstated": logging.WARNING,
     "address-changed": logging.WARNING,
+    "rival-succession": logging.ERROR,
     "repaired": logging.WARNING,
     "clock": logging.WARNING,
     "name-taken": logging.WARNING,
