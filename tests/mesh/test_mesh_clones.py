@@ -111,11 +111,11 @@ def test_a_copy_that_joins_anew_is_a_node_of_its_own():
             wait_until(lambda node=node: not findings(node), "nobody reports", timeout=PATIENCE)
 
 
-def test_a_restored_backup_is_no_copy():
+def test_a_restored_backup_is_no_copy(tmp_path):
     with mesh_of(lan(3)) as mesh:
         _a, _b, c = mesh.nodes
         mesh.form()
-        backup = c.file("/root/backup")
+        backup = tmp_path / "backup"
         assert c.stop_daemon() == 0
         shutil.copytree(c.file(STATE), backup)
         for _ in range(2):
