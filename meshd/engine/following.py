@@ -16,6 +16,7 @@ Rule 4: what waited for a root is judged again as soon as there is a new one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,10 +30,12 @@ from meshd.underlay import Timer
 
 if TYPE_CHECKING:
     from meshd.engine.engine import Engine
+    from meshd.keys import MeshId
     from meshd.trust.fact import Fact
     from meshd.trust.invite import Token
 
 SETTLE_TIMEOUT = 60.0
+RIVAL_INTERVAL = 60.0  # between two reports
 OVERLAP_CHECK_MAX = 3600.0  # the wall clock may be set meanwhile
 
 
@@ -43,7 +46,8 @@ class Following:
         self._engine = engine
         self._unsettled_since = now
         self._check_at = now
-        self._rivals_told = 0
+        self._told: MeshId | None = None  # the last rival reported
+        self._told_at = -math.inf
         self._due = True  # what the disk holds: the last run may have ended in between
 
     # Inputs
@@ -56,7 +60,7 @@ class Following:
 
     def settle(self, now: float, wall: float) -> bool:
         """Follow, if there is anything to.  Return whether anything was done."""
-        self._tell_rivals()
+        self._tell_rivals(now)
         if not self._due:
             return False
         self._due = False
@@ -206,18 +210,18 @@ class Following:
             event, text = "mesh-key-rotated", "the mesh has a new key"
         self._engine.emit(events.Notice(event, f"{text}; its root is {roots.newest.short}"))
 
-    def _tell_rivals(self) -> None:
-        """Report successions that were refused, once each."""
+    def _tell_rivals(self, now: float) -> None:
+        """Report a succession that was refused: one that comes again and again only once."""
         ledger = self._engine.ledger
-        if ledger.rivals == self._rivals_told:
+        rival = ledger.rival
+        if rival is None or rival.successor == self._told or now - self._told_at < RIVAL_INTERVAL:
             return
-        self._rivals_told = ledger.rivals
-        assert ledger.rival is not None
+        self._told, self._told_at = rival.successor, now
         self._engine.emit(
             events.Notice(
                 "rival-succession",
                 "refused to follow another root: somebody with the mesh's former secret or key has "
-                f"signed {ledger.rival.successor.short} to follow it, where we follow "
+                f"signed {rival.successor.short} to follow it, where we follow "
                 f"{ledger.roots.newest.short}",
                 details={"refused": ledger.rivals},
             )
