@@ -1,7 +1,8 @@
 """Invites of this daemon: issued, listed, taken back.  What is issued is on disk before its token.
 
-An invite that this node has issued is kept for KEPT_AFTER beyond its end, so that one can look up
-who came in by it.  Of the others' only what is on record is known: uses and withdrawals.
+An invite that this node has issued is kept for KEPT_FOR, twice as long as any can be used, so that
+one can look up who came in by it.  Of the others' only what is on record is known: uses and
+withdrawals.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from meshd.engine.engine import Engine
     from meshd.trust.invite_use import InviteState
 
-KEPT_AFTER = 30 * 86400
+KEPT_FOR = 60 * 86400
+KEPT_MAX = 4096  # all of them are opened, and so verified, for each list
 ID_PREFIX_MIN = 4
 
 
@@ -67,7 +69,7 @@ def issue(daemon: Daemon, request: InviteRequest) -> tuple[InviteSnapshot, Token
         blob = sign_invite(invite, identity.node_key, identity.mesh)
     except UsageError as error:
         raise bad_request(str(error)) from error
-    _prune(daemon, wall)
+    _make_room(daemon, wall)
     stored = StoredInvite(invite.id, int(wall), blob)
     daemon.store.save_invite(stored)
     daemon.audit.note(
@@ -176,10 +178,20 @@ def _issued(daemon: Daemon) -> list[tuple[Invite, int]]:
     ]
 
 
-def _prune(daemon: Daemon, wall: float) -> None:
-    for invite, _ in _issued(daemon):
-        if invite.expires_at + KEPT_AFTER < wall:
-            daemon.store.delete_invite(invite.id)
+def _make_room(daemon: Daemon, wall: float) -> None:
+    kept = 0
+    for stored in daemon.store.load_invites():
+        if stored.issued_at + KEPT_FOR < wall:
+            daemon.store.delete_invite(stored.id)
+        else:
+            kept += 1
+    if kept >= KEPT_MAX:
+        raise ApiError(
+            HTTPStatus.CONFLICT,
+            "too-many-invites",
+            f"this node has issued {kept} invites in {KEPT_FOR // 86400} days, and keeps account "
+            "of them all: make one for many machines with --reusable, or use another member",
+        )
 
 
 def _check_pin(engine: Engine, ipv4: IPv4Address) -> None:

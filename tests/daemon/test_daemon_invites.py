@@ -1,10 +1,14 @@
 """Which invite an operator means, and what is left of it."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from meshd.control.routes import ApiError
-from meshd.daemon.invites import find_invite, state_name
+from meshd.daemon import invites
+from meshd.daemon.invites import KEPT_FOR, _make_room, find_invite, state_name
 from meshd.keys import InviteId, NodeId
+from meshd.store import Store, StoredInvite
 from meshd.trust.invite import Invite
 from meshd.trust.invite_use import InviteState
 
@@ -52,3 +56,34 @@ def test_a_whole_id_is_enough_for_an_invite_nobody_has_used():
 )
 def test_the_state_of_an_invite_in_a_word(state, issued, wall, void, name):
     assert state_name(state, issued, wall, void=void) == name
+
+
+WALL = 1_800_000_000
+
+
+def stored(number, issued_at):
+    return StoredInvite(InviteId(number.to_bytes(32, "big")), issued_at, b"blob")
+
+
+def test_old_invites_make_room_for_new_ones(tmp_path):
+    with Store.open(tmp_path / "mesh0") as store:
+        for number, age in enumerate((KEPT_FOR + 1, KEPT_FOR, 0)):
+            store.save_invite(stored(number, WALL - age))
+
+        _make_room(SimpleNamespace(store=store), WALL)
+
+        assert [invite.issued_at for invite in store.load_invites()] == [WALL - KEPT_FOR, WALL]
+
+
+def test_no_more_invites_are_kept_than_can_be_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(invites, "KEPT_MAX", 3)
+    with Store.open(tmp_path / "mesh0") as store:
+        for number in range(3):
+            _make_room(SimpleNamespace(store=store), WALL)
+            store.save_invite(stored(number, WALL))
+
+        with pytest.raises(ApiError) as refused:
+            _make_room(SimpleNamespace(store=store), WALL)
+
+    assert refused.value.code == "too-many-invites"
+    assert "--reusable" in refused.value.message
