@@ -359,5 +359,6 @@ def test_refusal_codes_are_pinned():
         "CREDENTIAL_TOO_LONG",
         "TOO_LATE",
         "NO_GAIN",
+        "SEALED",
     ]
-    assert [int(code) for code in RefusalCode] == list(range(18))
+    assert [int(code) for code in RefusalCode] == list(range(19))
