@@ -6,25 +6,62 @@ mistake that ends it, or a secret in a complaint.
 
 import json
 import tempfile
+from http import HTTPStatus
 from pathlib import Path
 
 import h11
 import trio
 import trio.testing
 
-from control.scripted import ScriptedController
+from control.scripted import NOW, ScriptedController, node_id
 from fuzz.registry import Target, decoder, target
 from meshd import config
 from meshd.codec import pack, unpack_untrusted
 from meshd.control.api import make_routes
+from meshd.control.keys import KeysSnapshot
+from meshd.control.routes import ApiError
+from meshd.control.sealing import NewBootstrapAnswer, NewRootAnswer
 from meshd.control.server import _Connections
 from meshd.errors import BadPacket, ConfigError
+from meshd.keys import MeshId, WireGuardKey
 from meshd.strongbox import Strongbox
 
 SEED = bytes(32)
 SECRET = "correct horse battery staple"
 _HANG_UP = 60.0  # seconds until the client does, of a clock that only jumps
 _HEAD = b"HTTP/1.1\r\nHost: meshd\r\n"
+
+
+class _Controller(ScriptedController):
+    """Grants what the scripted one leaves to tests of its own."""
+
+    def keys(self):
+        key = WireGuardKey(SEED)
+        return KeysSnapshot(
+            *(node_id(1), MeshId(SEED), MeshId(SEED), key),
+            *(NOW, 1.0, None, None),
+            rotating=False,
+            bootstrap_epoch=0,
+            bootstrap_key_held=True,
+        )
+
+    async def rotate_key(self):
+        pass
+
+    async def seal(self, secret, *, sure):
+        return NewRootAnswer(done=sure, root=MeshId(SEED), members=())
+
+    async def rotate_mesh_key(self, overlap, mesh_key, *, sure):
+        return NewRootAnswer(done=sure, root=MeshId(SEED), members=())
+
+    def mesh_key(self):
+        return MeshId(SEED), "the key"
+
+    def forget_mesh_key(self, root):
+        raise ApiError(HTTPStatus.CONFLICT, "not-held", f"{root} is not here")
+
+    async def rotate_bootstrap_key(self, *, sure):
+        return NewBootstrapAnswer(done=sure, invites=0, away=())
 
 
 def _bodies():
@@ -63,7 +100,7 @@ def _served(raw):
     """Give bytes to a server as one client does, and return the documents it answers with."""
 
     async def main():
-        controller = ScriptedController()
+        controller = _Controller()
         ours, theirs = trio.testing.memory_stream_pair()
         heard = bytearray()
         async with trio.open_nursery() as nursery:
@@ -112,7 +149,7 @@ def _next(client):
 
 
 def _trees():
-    return [pack(_tree(method, path)) for method, path in make_routes(ScriptedController())]
+    return [pack(_tree(method, path)) for method, path in make_routes(_Controller())]
 
 
 # Bytes on the socket, and requests that are HTTP whatever they say.

@@ -8,12 +8,14 @@ that other users may read.
 
 import base64
 import contextlib
+import shutil
 import sqlite3
 import stat
 from pathlib import Path
 
 import pytest
 
+from control.scripted import ScriptedController
 from lablib import lan, mesh, wait_until
 from mesh.meshes import mesh_of
 from mesh.secret_search import Search, forms_of
@@ -54,12 +56,14 @@ def test_a_secret_is_found_in_every_form_and_place(secret):
 # What a mesh has
 
 
-def learn_disk(search, node):
+def learn_disk(search, node, copies):
     """Take every secret from a member's state."""
     state = node.file(STATE)
     search.add(f"{node.name}'s node key", base64.b64decode((state / "node.key").read_text()))
-    uri = f"file:{state / 'mesh.db'}?mode=ro"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+    # SQLite follows the way into the node's own files by itself, and ends up in the host's.
+    copy = copies / f"{node.name}-{len(list(copies.iterdir()))}"
+    shutil.copytree(state, copy)
+    with contextlib.closing(sqlite3.connect(copy / "mesh.db")) as database:
         for name, value in database.execute("SELECT name, value FROM secrets"):
             search.add(f"{node.name}'s {name}", bytes(value))
         for peer, key in database.execute("SELECT node, key FROM preshared_keys"):
@@ -80,11 +84,13 @@ def learn_token(search, text):
 def shown_by(node):
     """Return what a member says to those who ask, by what was asked."""
     shown = {"log": node.log_text()}
-    for method, path in make_routes(None):
+    for method, path in make_routes(ScriptedController()):
         if method == "GET":
             with contextlib.suppress(Exception):  # one that wants more than a path
                 shown[path] = str(node.control(path))
     shown["nft list ruleset"] = node.run(["nft", "list", "ruleset"]).stdout
+    assert {"/v1/status", "/v1/peers", "/v1/events", "/v1/invites", "/v1/keys"} <= shown.keys()
+    assert all(shown.values()), "all of them say something"
     return shown
 
 
@@ -95,6 +101,7 @@ def printed_by(node):
         for form in ([], ["--json"]):
             done = node.meshctl(*words, *form, check=False)
             outputs[" ".join(["meshctl", *words, *form])] = done.stdout + done.stderr
+    assert outputs["meshctl status"], "meshctl says something"
     return outputs
 
 
@@ -109,7 +116,7 @@ def processes_of(node):
 
 def readable_files(node):
     """Return the files of a node's own that others than root may read."""
-    for folder in ("/etc/meshd", "/var/lib/meshd", "/run/meshd", "/run/wireguard", "/tmp"):
+    for folder in ("/etc/meshd", "/var/lib/meshd", "/run/meshd", "/run/wireguard"):
         root = node.file(folder)
         for path in [root, *root.rglob("*")] if root.exists() else []:
             hidden = any(
@@ -174,7 +181,7 @@ def written(node, path, text):
 
 
 @netns
-def test_no_secret_of_a_mesh_of_tokens_is_in_anything_it_puts_out():
+def test_no_secret_of_a_mesh_of_tokens_is_in_anything_it_puts_out(tmp_path):
     search = Search()
     with mesh_of(lan(4)) as lab:
         a, b, c, late = lab.nodes
@@ -193,7 +200,7 @@ def test_no_secret_of_a_mesh_of_tokens_is_in_anything_it_puts_out():
         cut = written(late, "/etc/meshd/cut", token[:-7])
         start(late, "--token-file", cut)
         assert late.process.wait(PATIENCE) == 2
-        learn_disk(search, c)
+        learn_disk(search, c, tmp_path)
         before = c.status()["self"]["public_key"]
         c.meshctl("keys", "rotate")
         wait_until(
@@ -204,7 +211,7 @@ def test_no_secret_of_a_mesh_of_tokens_is_in_anything_it_puts_out():
         start(b)
         lab.wait_whole(a, b, c)
         for node in (a, b, c):
-            learn_disk(search, node)
+            learn_disk(search, node, tmp_path)
         assert any("mesh-key" in name for name in search.names)
         assert any("key with" in name for name in search.names), "no pre-shared key was agreed"
 
@@ -213,7 +220,7 @@ def test_no_secret_of_a_mesh_of_tokens_is_in_anything_it_puts_out():
 
 
 @netns
-def test_no_secret_of_a_mesh_of_one_secret_is_in_anything_it_puts_out():
+def test_no_secret_of_a_mesh_of_one_secret_is_in_anything_it_puts_out(tmp_path):
     search = Search()
     with mesh_of(lan(2)) as lab:
         a, b = lab.nodes
@@ -230,6 +237,6 @@ def test_no_secret_of_a_mesh_of_one_secret_is_in_anything_it_puts_out():
         lab.wait_whole(a, b)
         lab.ping_all(a, b)
         for node in lab.nodes:
-            learn_disk(search, node)
+            learn_disk(search, node, tmp_path)
 
         check_all(search, [a, b], captures)
