@@ -230,11 +230,12 @@ class ApprovalWindow:
             raise BadPacket("approval question of an unknown session")
         if counter <= session.counter:
             raise BadPacket("approval question repeated")
-        if not session.limit.take(now):
-            raise BadPacket("too many approval questions at once")
         question = decode_question_untrusted(
             open_untrusted(datagram, session.keys.newcomer_key, counter)
         )
+        # Only what opens counts: the reference can be seen on the wire, and forged.
+        if not session.limit.take(now):
+            raise BadPacket("too many approval questions at once")
         session.counter = counter
         if session.half_open:
             self._take_untrusted(session, question)

@@ -329,6 +329,21 @@ def test_questions_of_one_session_are_limited():
     assert answered < approval_member.QUESTIONS_BURST_MAX
 
 
+def test_forged_questions_do_not_silence_the_session_whose_reference_they_bear():
+    newcomer, window = listed()
+    reference = newcomer._asking.keys.reference
+    for number in range(200):
+        forged = b"mesh\x08" + reference + (1000 + number).to_bytes(8, "big") + bytes(1179)
+        window.receive_datagram(forged, MIDDLE_AT, None, 0.5)
+    assert sent(window) == []
+    assert window.bad_packets["approval datagram does not open"] == 200
+
+    window.decide(window.pending()[0].code, APPROVED)
+    poll(newcomer, window, 1.0)
+
+    assert events_of(newcomer)[-1] == Approved(b"a token", MEMBER_AT)
+
+
 def test_no_answer_is_longer_than_its_question():
     newcomer, window = new_newcomer(), new_window()
     for _ in range(4):
