@@ -27,7 +27,7 @@ check: setup ## formatting, lint and types
 	$(PYTHON) -m ruff check . $(LAB)
 	$(PYTHON) -m mypy meshd netns-lab/lablib
 
-soak: setup ## search SEEDS=1000 simulated histories, and INPUTS=10000000 of bytes, for what breaks
+soak: setup ## search SEEDS=1000 simulated histories, HISTORIES=20000 of claims, INPUTS=10000000 of bytes
 	$(PYTHON) tests/sim/soak.py --seeds $(SEEDS)
 	$(PYTHON) tests/plan/claim_histories.py --histories $(HISTORIES)
 	$(PYTHON) tests/fuzz/fuzz_gossip.py --inputs $(INPUTS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from meshd import audit
@@ -58,6 +59,8 @@ class AuditReader:
     """A log that is read, by a connection of its own.  For one thread."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
+        # Text that is none was not written by us: it is to be found, not to end the search.
+        database.text_factory = partial(str, encoding="utf-8", errors="replace")
         self._database = database
 
     def before_last(self, count: int) -> int:

@@ -165,6 +165,13 @@ def test_a_log_made_anew_shows_only_against_a_head_that_was_noted_elsewhere():
     assert store_audit.AuditReader(log.database).contains(noted)
 
 
+def test_text_that_is_none_is_a_change_like_any():
+    log = log_of(5)
+    log.change("UPDATE audit SET subject = CAST(x'ff' AS TEXT) WHERE number = 3")
+
+    assert log.verify().fault.number == 3
+
+
 def test_the_log_of_another_node_is_not_ours():
     log = log_of(3)
     log.change("UPDATE meta SET value = ? WHERE key = 'mesh'", bytes(OTHER_MESH))

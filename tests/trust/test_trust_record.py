@@ -61,6 +61,9 @@ records = st.builds(
     relay=st.booleans(),
     version=st.text(st.characters(codec="ascii"), max_size=32),
     chain=st.just(CHAIN),
+    run=st.integers(0, 2**64 - 1),
+    rival=st.integers(0, 2**64 - 1),
+    cloned=st.booleans(),
 )
 
 
