@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.engine import events
-from meshd.underlay import Timer
+from meshd.underlay import Timer, TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +57,7 @@ EVIDENCE_AGE = 86_400.0
 CLONES_MAX = 1024  # members known to exist twice; of more, only the first are named
 LINGER = 2.0  # in which the last record of a run that falls silent spreads
 REMAKE_AFTER = LINGER + 0.5
+NOTICES_BURST, NOTICE_INTERVAL = 10, 60.0
 
 WAY_OUT = (
     "end meshd on the copy, remove its state directory, and join there with a new token: then each "
@@ -75,8 +76,10 @@ class _Evidence:
 class Clones:
     """See the module docstring."""
 
-    def __init__(self, engine: Engine, *, rng: Random, wall: float) -> None:
+    def __init__(self, engine: Engine, *, rng: Random, now: float, wall: float) -> None:
         self._engine = engine
+        # A member that signs contradictions all the time is not to fill the log.
+        self._notices = TokenBucket(rate=1 / NOTICE_INTERVAL, burst=NOTICES_BURST, now=now)
         moment = int(wall * 1000) % 2**_MOMENT_BITS  # whatever the clock says, it fits
         self.run = moment << _CHANCE_BITS | rng.getrandbits(_CHANCE_BITS)
         self.rival = 0  # the run above whose record we went; 0: none
@@ -136,14 +139,14 @@ class Clones:
         evidence = self._others.get(record.node)
         if record.cloned:
             if evidence is None:
-                self._tell(record.node, "its keys are in use on two machines")
+                self._tell(record.node, "its keys are in use on two machines", now)
             self._note(record.node, record.run, now)
         elif evidence is not None and evidence.run != record.run:
             del self._others[record.node]  # it has begun anew, and is alone
 
     def equivocation(self, node: NodeId, now: float) -> None:
         """Take that a member has signed two records with one number."""
-        self._tell(node, "its keys are in use twice: two different records with one number")
+        self._tell(node, "its keys are in use twice: two different records with one number", now)
         standing = self._engine.ledger.standing(node)
         if standing is not None and node != self._engine.identity.node:
             self._note(node, standing.record.run, now)
@@ -194,12 +197,13 @@ class Clones:
         else:
             self._remake_at = now + REMAKE_AFTER
         if first or self.yielding:
-            self._tell(record.node, self.text)
+            self._tell(record.node, self.text, now)
 
     def _note(self, node: NodeId, run: int, now: float) -> None:
         if node in self._others or len(self._others) < CLONES_MAX:
             self._others[node] = _Evidence(run, now + EVIDENCE_AGE)
 
-    def _tell(self, node: NodeId, message: str) -> None:
+    def _tell(self, node: NodeId, message: str, now: float) -> None:
         engine = self._engine
-        engine.emit(events.Notice("identity-cloned", message, node, engine.name_of(node)))
+        if self._notices.take(now):
+            engine.emit(events.Notice("identity-cloned", message, node, engine.name_of(node)))

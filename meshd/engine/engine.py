@@ -122,7 +122,7 @@ class Engine:
         self.key_conflicts: tuple[NodeId, ...] = ()  # members without a tunnel: see the plan
         self._events: deque[Event] = deque()
         self._overlay: list[tuple[bytes, IPv6Address]] = []
-        self.clones = Clones(self, rng=rng, wall=wall)
+        self.clones = Clones(self, rng=rng, now=now, wall=wall)
         self.presence = Presence(self, sequence=memory.sequence)
         self._wording = Wording(self.name_of, self.ledger.members)
         self._nodes_by_ipv6: dict[IPv6Address, NodeId] = {}

@@ -6,7 +6,7 @@ import pytest
 
 from engine.engine_world import World, all_ping, whole
 from meshd.daemon.snapshot import engine_findings
-from meshd.engine.clones import EVIDENCE_AGE, REMAKE_AFTER
+from meshd.engine.clones import EVIDENCE_AGE, NOTICES_BURST, REMAKE_AFTER
 from meshd.keys import NodeKey
 from meshd.trust.fact import FactKind
 from meshd.trust.record import sign_record
@@ -200,6 +200,22 @@ def test_two_records_with_one_number_are_reported_for_a_day():
     assert reports(a)
     a.engine.clones.handle_timer(world.now + EVIDENCE_AGE)
     assert not reports(a)
+
+
+def test_a_member_that_contradicts_itself_all_the_time_does_not_fill_the_log():
+    world = World(seed=63)
+    a, mallory = world.mesh_of(2)
+    record = a.engine.ledger.standing(mallory.node).record
+    mallory.kill()
+
+    for number in range(1, 200):
+        said = replace(
+            record, sequence=record.sequence + number, run=number, cloned=number % 2 == 1
+        )
+        a.learn(FactKind.RECORD, sign_record(said, mallory.disk.node_key, world.mesh))
+
+    assert len(a.of("identity-cloned")) == NOTICES_BURST
+    assert len(reports(a)) == 1
 
 
 def test_a_silent_clone_can_still_be_asked_and_leaves_without_a_word():
