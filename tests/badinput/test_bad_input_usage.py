@@ -19,7 +19,7 @@ def refused(machine):
     return run
 
 
-def test_without_a_word_on_how_to_get_into_a_mesh_the_three_ways_are_named(machine):
+def test_without_a_word_on_how_to_get_into_a_mesh_the_four_ways_are_named(machine):
     with machine.unchanged():
         outcome = machine.meshd()
 
@@ -29,7 +29,18 @@ def test_without_a_word_on_how_to_get_into_a_mesh_the_three_ways_are_named(machi
         "--init",
         "--token-file",
         "--secret-file",
+        "--ask-approval",
     ]
+
+
+def test_asking_for_approval_takes_somebody_to_ask_and_no_other_way_in(machine):
+    with machine.unchanged():
+        nobody = machine.meshd("--ask-approval")
+        both = machine.meshd("--ask-approval", "--seed", "192.0.2.1", "--init")
+
+    assert (nobody.status, both.status) == (2, 2)
+    assert "add --seed HOST[:PORT]" in nobody.said[0]
+    assert "--init: choose one way into a mesh" in both.said[0]
 
 
 @pytest.mark.parametrize(

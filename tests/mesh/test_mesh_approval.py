@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,9 @@ def test_machines_without_any_secret_are_let_in_by_their_codes(measured):
         assert codes["b"] in refused.stderr
 
         a.meshctl("approve", codes["b"].lower(), "--tag", "web")
+        approved_at = time.monotonic()
         mesh.wait_whole(a, b)
+        measured("s from approval until both see each other", time.monotonic() - approved_at)
         a.meshctl("approve", codes["c"], "--admit")
         mesh.wait_whole()
         mesh.ping_all()
