@@ -147,12 +147,16 @@ class Reconciler:
         if self._stopped or self._making_anew or self.error is not None:
             return
         try:
-            change = renewal(self._desired().device, self.device.observe(), [key])
+            status = self.device.observe()
+            change = renewal(self._desired().device, status, key)
             if change is not None:
                 self.device.apply(change)
+                status = self.device.observe()
         except DeviceError as error:
             self._failed(error)
             self.resync()
+            return
+        self._observed(status)
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -169,6 +173,7 @@ class Reconciler:
             self._wanted = trio.Event()
             if self._stopped:
                 return
+            self._rest = trio.CancelScope()  # may be over before it begins
             try:
                 await self.reconcile()
             except DeviceError as error:
@@ -180,8 +185,8 @@ class Reconciler:
                 self.error = None
                 pause = ERROR_PAUSE_MIN
                 took = trio.current_time() - started_at
-                with trio.move_on_after(min(took * (1 / DUTY_MAX - 1), 1.0)) as self._rest:
-                    await trio.sleep_forever()
+                with self._rest:
+                    await trio.sleep(min(took * (1 / DUTY_MAX - 1), 1.0))
 
     async def reconcile(self) -> None:
         """Bring the kernel to the desired state once.  Raise DeviceError."""
