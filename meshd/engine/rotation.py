@@ -71,8 +71,8 @@ _SHOW_AFTER = (0.0, 0.05, 0.15, 0.4, 1.0, 2.0)
 SHOW_LEAD = 0.01  # of our vain handshakes: datagrams may overtake each other on their way
 
 # How long a member's new peer may be without a session before it is made anew, and how often.
-GREETING_PATIENCE = 0.1  # and three round trips; doubled each time
-GREETINGS_MAX = 5
+GREETING_PATIENCE = 0.5  # and three round trips; doubled each time
+GREETINGS_MAX = 3
 
 # Changes of members' keys that skip the queue: one who changes it all the time waits like all.
 HURRIES_PER_SECOND_MAX = 5.0
@@ -204,8 +204,11 @@ class Rotation:
             for node in self._live():
                 self._engine.gossip.ping(node, now)  # rule 3
             self._show(now + SHOW_LEAD)
-        for node, greeting in self._greetings.items():
-            if not greeting.count and greeting.key in device.peers:
+        for node, greeting in list(self._greetings.items()):
+            peer = device.peers.get(greeting.key)
+            if peer is not None and peer.last_handshake_time:
+                del self._greetings[node]
+            elif peer is not None and not greeting.count:
                 self._greet(node, greeting, now)
 
     def handle_timer(self, now: float, wall: float) -> None:
@@ -223,8 +226,8 @@ class Rotation:
             if greeting.count > GREETINGS_MAX:
                 del self._greetings[node]
                 continue
-            self._engine.emit(events.RenewPeer(greeting.key))
             self._greet(node, greeting, now)
+            self._engine.emit(events.RenewPeer(greeting.key))
         if now >= self._check_at:
             self._advance(now, wall)
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 from meshd.wg.types import DeviceChange, PeerChange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from meshd.codec import IPNetwork
     from meshd.keys import PresharedKey, WireGuardKey
@@ -57,20 +57,16 @@ def diff_device(
     return None if change == DeviceChange() else change
 
 
-def renewal(
-    desired: DeviceSpec, observed: DeviceStatus, keys: Iterable[WireGuardKey]
-) -> DeviceChange | None:
-    """Return the change that makes peers anew which have had no session; None if all have had one.
+def renewal(desired: DeviceSpec, observed: DeviceStatus, key: WireGuardKey) -> DeviceChange | None:
+    """Return the change that makes a peer anew that has had no session; None if it has had one.
 
     WireGuard repeats a handshake that was lost after 5 s only; a new peer begins one at once.  What
-    waits to be sent to such a peer is lost.
+    waits to be sent to the peer is lost.
     """
-    renewed = []
-    for key in keys:
-        spec, known = desired.peers.get(key), observed.peers.get(key)
-        if spec is not None and known is not None and not known.last_handshake_time:
-            renewed += [PeerChange(key, remove=True), _added(key, spec)]
-    return DeviceChange(peers=tuple(renewed)) if renewed else None
+    spec, known = desired.peers.get(key), observed.peers.get(key)
+    if spec is None or known is None or known.last_handshake_time:
+        return None
+    return DeviceChange(peers=(PeerChange(key, remove=True), _added(key, spec)))
 
 
 def _diff_peers(

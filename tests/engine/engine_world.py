@@ -346,10 +346,11 @@ class Machine:
         self.engine.keys_saved(keys, self.now, self.wall, done=not self.disk.refuses)
 
     def _renew(self, key):
-        change = renewal(self.engine.desired_state().device, self.wireguard.observe(), [key])
+        change = renewal(self.engine.desired_state().device, self.wireguard.observe(), key)
         if change is not None:
             for peer in change.peers:  # one by one: the first of them ends all that was
                 self.wireguard.apply(DeviceChange(peers=(peer,)))
+        self.engine.device_observed(self.wireguard.observe(), self.now, self.wall)
 
     def _resolved(self, found, run):
         if self.engine is not None and run == self.starts:
