@@ -155,7 +155,7 @@ class Admission:
         if engine.ledger.revocation(node) is not None:
             return engine.revoking.refusal(node)  # nothing that it says is passed on
         try:
-            if engine.ledger.has_ended_untrusted(record):
+            if engine.following.has_ended_untrusted(record):
                 return engine.following.refusal  # and it is not kept either
             engine.learn(FactKind.RECORD, record, now, wall)
         except BadPacket as exc:

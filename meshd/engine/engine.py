@@ -691,7 +691,7 @@ class Engine:
             self.bad_packets["probe from a revoked node"] += 1  # nothing it says is passed on
             return
         try:
-            ended = bool(self.ledger.roots.number) and self.ledger.has_ended_untrusted(blob)
+            ended = self.following.has_ended_untrusted(blob)
             if not ended:
                 self.learn(FactKind.RECORD, blob, now, wall)
         except BadPacket as exc:

@@ -97,10 +97,16 @@ class Following:
 
     def successions_since(self, record: bytes) -> tuple[bytes, ...]:
         """Return how our root follows that of a record; nothing for one that does not verify."""
+        ledger = self._engine.ledger
         try:
-            return self._engine.ledger.successions_since_untrusted(record)
+            return ledger.successions_since_untrusted(record) if ledger.roots.number else ()
         except BadPacket:
             return ()
+
+    def has_ended_untrusted(self, record: bytes) -> bool:
+        """Whether a record is of a node that we have left behind.  Raise BadPacket."""
+        ledger = self._engine.ledger
+        return bool(ledger.roots.number) and ledger.has_ended_untrusted(record)
 
     # Ourselves
 
