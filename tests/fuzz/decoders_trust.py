@@ -121,6 +121,23 @@ statement(
 )
 
 
+_SEALED = Ledger(trust.MESH, roots=_ROOTS)
+
+
+def _late(blob):
+    """A record of a node that may not have heard that the mesh was sealed."""
+    return _SEALED.successions_since_untrusted(blob), _SEALED.has_ended_untrusted(blob)
+
+
+statement(
+    "record-in-a-sealed-mesh",
+    _late,
+    lambda: [trust.record_blob(trust.A, _CHAIN)],
+    kind=Statement.RECORD,
+    **_BY_A,
+)
+
+
 @target("ledger")
 def _ledger():
     ledger = Ledger(trust.MESH)

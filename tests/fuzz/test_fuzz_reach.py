@@ -11,6 +11,8 @@ LIFE_INPUTS = 2_000
 # Reached by a long search, or by tests of their own, and why not by a short one.
 NOT_REACHED = {
     ("bootstrap/approval_member.py", "_drop_half_open_untrusted"): "takes 64 half-open sessions",
+    ("engine/following.py", "take_token_untrusted"): "takes the answer to a request by token",
+    ("engine/following.py", "verify_untrusted"): "takes the answer to a request by token",
     ("engine/renewal.py", "_renewed_untrusted"): "takes the answer to a question just asked",
     ("gossip/store.py", "merge_untrusted"): "a protocol's; the ledger's is reached",
     ("preshared/kem.py", "decapsulate_untrusted"): "a protocol's; ML-KEM's is reached",
