@@ -12,9 +12,11 @@ Rule 1: whoever does not have the bootstrap key gets no answer and costs one has
         decryption, two where there is an older key: no table, no signature, no key agreement.
 
 Rule 2: there are two doors, each with a limit of its own.  The first is for requests from a source
-        that is yet unproven; when it is crowded they are not judged, but get a cookie.  The second
-        is for those who come back with it (see `cookie`), each source within limits of its own
-        (see `limits`).  So neither forged sources nor one that asks too often keep others out.
+        that is yet unproven; when it is crowded they are not judged, but get a cookie, and it is
+        nearly shut while more comes in than can be read: a cookie costs a tenth of a judgement.
+        The second is for those who come back with it (see `cookie`), each source within limits of
+        its own (see `limits`).  So neither forged sources nor one that asks too often keep others
+        out.
 
 Rule 3: between request and answer a handshake waits, for `PENDING_LIFETIME` at most.  When too
         many wait, newcomers are not heard: they ask again.
@@ -81,6 +83,9 @@ REPLAYS_REMEMBERED_MAX = 16_384
 # Of requests that open, at each door: each costs two signatures and a key agreement, 0.3 ms.
 REQUESTS_PER_SECOND_MAX = 100
 REQUESTS_BURST_MAX = 200
+# At the first door, while more comes in than can be read.
+SWAMPED_REQUESTS_PER_SECOND_MAX = 10
+SWAMPED_REQUESTS_BURST_MAX = 20
 # Of those, from one source behind the second door.  A newcomer asks four times in its first second;
 # the burst lets a rack that starts at once, behind one NAT, in within seconds.
 SOURCE_REQUESTS_PER_SECOND_MAX = 5
@@ -132,6 +137,9 @@ class Responder:
         self._unproven = TokenBucket(
             rate=REQUESTS_PER_SECOND_MAX, burst=REQUESTS_BURST_MAX, now=now
         )
+        self._swamped = TokenBucket(
+            rate=SWAMPED_REQUESTS_PER_SECOND_MAX, burst=SWAMPED_REQUESTS_BURST_MAX, now=now
+        )
         self._proven = TokenBucket(rate=REQUESTS_PER_SECOND_MAX, burst=REQUESTS_BURST_MAX, now=now)
         self._sources: Buckets[bytes] = Buckets(
             rate=SOURCE_REQUESTS_PER_SECOND_MAX,
@@ -139,6 +147,7 @@ class Responder:
             keys_max=SOURCES_MAX,
         )
         self._cookies = CookieMaker(rng=rng)
+        self.swamped = False  # whether more comes in than can be read; its user knows
         self._pending: dict[bytes, _Pending] = {}  # by reference, oldest first
         self._outbox: list[Outgoing] = []
         self._events: deque[ResponderEvent] = deque()
@@ -300,7 +309,11 @@ class Responder:
         """Ask for room and for tokens at the door that is a request's: rule 2."""
         waiting = sum(pending.proven == proven for pending in self._pending.values())
         if proven is None:
-            return waiting < PENDING_UNPROVEN_MAX and self._unproven.take(now)
+            return (
+                waiting < PENDING_UNPROVEN_MAX
+                and (not self.swamped or self._swamped.take(now))
+                and self._unproven.take(now)
+            )
         return (
             len(self._pending) < PENDING_MAX
             and waiting < PENDING_PER_SOURCE_MAX

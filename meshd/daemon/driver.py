@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
+from meshd.net.datagram import BATCH_MAX
 from meshd.net.overlay import GOSSIP_PORT
 from meshd.wg.types import Endpoint
 
@@ -117,6 +118,7 @@ class Driver:
     async def _receive_underlay(self) -> None:
         while True:
             waiting = deque(await self._underlay.receive_batch())
+            self._engine.swamped = len(waiting) >= BATCH_MAX
             while waiting:
                 refused_seconds = await self.submit(partial(self._take_underlay, waiting))
                 await trio.sleep(refused_seconds * (1 / REFUSED_DUTY_MAX - 1))

@@ -74,6 +74,7 @@ class Admission:
         if not self._engine.presence.blob or self._engine.revoking.revocation is not None:
             self._engine.bad_packets["request to one who is not in"] += 1
             return False
+        self._responder.swamped = self._engine.swamped
         return self._responder.receive_datagram(datagram, source, local, now)
 
     def rekey(self, bootstrap_key: BootstrapKey, older: BootstrapKey | None) -> None:

@@ -64,7 +64,7 @@ from meshd.path.agent import Agent
 from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
 from meshd.trust.credential import verify_chain_untrusted
 from meshd.trust.fact import ABOUT_ONE_NODE, DECISIVE, FactKind
-from meshd.trust.ledger import MEMBERS_MAX, Ledger, Outcome
+from meshd.trust.ledger import MEMBERS_MAX, NO_ROOM, Ledger, Outcome
 from meshd.underlay import DatagramType, Timer, datagram_type_untrusted
 from meshd.wg.types import DeviceStatus
 
@@ -118,6 +118,7 @@ class Engine:
         self.ledger = Ledger(identity.mesh, roots=identity.roots)
         self.plan_revision = 0
         self.bad_packets: Counter[str] = Counter()
+        self.swamped = False  # by datagrams on the underlay: set by the driver
         self.device = DeviceStatus(private_key=None, listen_port=0, fwmark=0)
         self.key_conflicts: tuple[NodeId, ...] = ()  # members without a tunnel: see the plan
         self._events: deque[Event] = deque()
@@ -519,6 +520,8 @@ class Engine:
         Returns what the ledger holds under its key from here on, None if it has no room.
         """
         merge = self.ledger.merge_untrusted(kind, blob, wall)
+        if merge.outcome is Outcome.FULL:
+            self.bad_packets[NO_ROOM] += 1
         if merge.fact is not None and merge.outcome is Outcome.EQUIVOCATION:
             self.clones.equivocation(NodeId(merge.fact.key), now)
         if merge.fact is not None and merge.changed:

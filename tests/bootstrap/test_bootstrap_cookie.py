@@ -53,6 +53,7 @@ from meshd.bootstrap.responder import (
     REQUESTS_PER_SECOND_MAX,
     SOURCE_REQUESTS_BURST_MAX,
     SOURCES_MAX,
+    SWAMPED_REQUESTS_BURST_MAX,
 )
 from meshd.errors import BadPacket
 from meshd.keys import BootstrapKey
@@ -470,3 +471,13 @@ def test_the_longest_record_fits_beside_a_code():
     (again,) = joiner.datagrams_to_send()
 
     assert opened(responder, again.datagram).request.record == record
+
+
+def test_while_more_comes_in_than_can_be_read_few_are_judged_without_a_cookie():
+    responder, thief = new_responder(), Thief(1)
+    responder.swamped = True
+    for source, _ in zip(addresses(), range(100), strict=False):
+        responder.receive_datagram(thief.request()[1], source, HERE, 0.0)
+    assert judged(responder) == SWAMPED_REQUESTS_BURST_MAX
+
+    assert joins(new_joiner(config=CONFIG), responder) == 0.0
