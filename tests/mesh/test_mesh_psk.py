@@ -115,8 +115,8 @@ def test_a_node_that_has_lost_its_keys_gets_new_ones(booted):
         assert b.namespace.call(lose_keys, "keys get lost") == 1
 
         b.start_daemon()
-        mesh.wait_whole(timeout=15)
-        mesh.ping_all(timeout=15)
+        mesh.wait_whole()
+        mesh.ping_all()
 
         wait_shared(a, b, other_than=keys)
         assert "lacks the pre-shared key" in a.log_text()
