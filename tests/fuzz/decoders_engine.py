@@ -15,6 +15,7 @@ from meshd.engine.handover import Handover
 from meshd.errors import BadPacket
 from meshd.underlay import DatagramType, header
 
+_REASONS_MAX = 256  # of all decoders behind one door
 _STEP = 0.05  # seconds between two inputs: no limit is what decides
 
 
@@ -98,7 +99,7 @@ def _engine_overlay():
         )
 
     handed = [bytes([mark]) + pack(body) for mark in Handover for body in bodies]
-    return Target(decode, [*handed, *datagrams()], head=1)
+    return Target(decode, [*handed, *datagrams()], head=1, reasons_max=_REASONS_MAX)
 
 
 @target("engine-stream")
