@@ -88,16 +88,16 @@ def _measure(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
             mesh.join(node, secret=secret, seed=a)
         mesh.wait_whole([a, b, c])
         time.sleep(SETTLE)  # what belongs to joining is over
-        flow = b.ping_flow(a.status()["self"]["ipv4"], rate=PING_RATE)
-        before = _usage(a)
         with _flooding(kind, attacker, a, secret, arguments) as sent:
+            flow = b.ping_flow(a.status()["self"]["ipv4"], rate=PING_RATE)
+            before = _usage(a)
             began_at = time.monotonic()
             time.sleep(arguments.seconds / 3)
             join_seconds = _join(newcomer, secret, a)
             time.sleep(max(0.0, began_at + arguments.seconds - time.monotonic()))
             seconds = time.monotonic() - began_at
             after = _usage(a)
-        report = flow.stop()
+            report = flow.stop()
         return {
             "sent_per_s": sent["rate"],
             "arrived_per_s": (after["packets"] - before["packets"]) / seconds,
