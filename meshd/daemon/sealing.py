@@ -29,6 +29,7 @@ from meshd.errors import MeshdError, UsageError
 from meshd.gossip.claim import MemberState
 from meshd.keys import KEY_BYTES, BootstrapKey, MeshKey
 from meshd.store import Secret
+from meshd.trust.epoch import NUMBER_BY_MEMBERS_MAX
 from meshd.trust.secret import derive
 
 if TYPE_CHECKING:
@@ -131,11 +132,19 @@ async def rotate_bootstrap_key(daemon: Daemon, *, sure: bool) -> NewBootstrapAns
         raise not_allowed(
             f"this node may not change the bootstrap key; ask one of: {', '.join(able) or 'nobody'}"
         )
-    if engine.epochs.lacking is not None:
+    epoch = engine.ledger.epoch
+    if mesh_key is None and epoch is not None and epoch.number >= NUMBER_BY_MEMBERS_MAX:
+        raise not_allowed(
+            f"{engine.called(epoch.maker)} has left no number for another change by a member: run "
+            "this where the mesh key is, or replace that (meshctl keys rotate --mesh)"
+        )
+    # A maker that has no key to show is thrown out first; then nobody waits for it.
+    lacking = engine.epochs.lacking is not None
+    if epoch is not None and lacking and engine.ledger.admitted(epoch.maker):
         raise _conflict(
             "bootstrap-key-missing",
             "this node has not got the present bootstrap key yet: try again in a moment, or on "
-            "another member",
+            f"another member; if no member has it, revoke {engine.name_of(epoch.maker)} first",
         )
     states = {view.node: view.state for view in engine.gossip.members()}
     away = tuple(

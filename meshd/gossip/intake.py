@@ -19,7 +19,7 @@ from meshd.gossip.index import turn_of
 from meshd.gossip.wire import CLAIM_ITEM, Item, Message, MessageType
 from meshd.keys import NodeId
 from meshd.trust.fact import ABOUT_ONE_NODE
-from meshd.trust.ledger import Outcome
+from meshd.trust.ledger import NO_ROOM, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,8 +94,10 @@ class Intake:
     ) -> Fact | None:
         result = self._ledger.merge_untrusted(item.kind, item.blob, wall)
         fact = result.fact
+        if result.outcome is Outcome.FULL:
+            raise BadPacket(NO_ROOM)
         if fact is None:
-            return None  # of a later version, or one too many
+            return None  # of a later version, or ahead of what we know
         if result.outcome is Outcome.EQUIVOCATION:
             self._membership.events.append(EquivocationSeen(fact, source))
         if result.changed:

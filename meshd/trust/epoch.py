@@ -9,9 +9,12 @@ Rule 1: there is one epoch at a time.  That of the newest root counts, then that
 Rule 2: a root signs an epoch, or a member with `admit`.  In either case the maker is the member
         that has the key, and is the first to ask for it.
 
+Rule 3: the upper half of the numbers is for roots alone.  So a member that takes the greatest it
+        can, and has no key to show for it, does not keep the mesh from having another one.
+
 Body:
 
-    1 number       uint below 2^32                 4 dated  time
+    1 number       uint below 2^32, see rule 3     4 dated  time
     2 fingerprint  32 bytes                        5 chain  array of credential blobs, the
     3 maker        32 bytes, a node                         maker's; empty: a root has signed
 """
@@ -22,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshd.codec import Fields, pack
+from meshd.errors import BadPacket
 from meshd.keys import KEY_BYTES, MeshId, NodeId, fingerprint
 from meshd.trust.credential import (
     CHAIN_LENGTH_MAX,
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from meshd.trust.roots import Roots
 
 NUMBER_MAX = 2**32 - 1
+NUMBER_BY_MEMBERS_MAX = 2**31 - 1
 _NUMBER_BITS = 32
 
 
@@ -95,6 +100,8 @@ def open_epoch_untrusted(blob: bytes, mesh: MeshId, cache: CredentialCache) -> O
     if not epoch.chain:
         root = verify_root_untrusted(Statement.BOOTSTRAP_EPOCH, mesh, body, signature, cache)
         return OpenedEpoch(epoch, root)
+    if epoch.number > NUMBER_BY_MEMBERS_MAX:
+        raise BadPacket("epoch with a number for roots")
     verify_signature_untrusted(Statement.BOOTSTRAP_EPOCH, mesh, epoch.maker, body, signature)
     credentials = verify_admitter_untrusted(epoch.chain, mesh, epoch.maker, epoch.dated, cache)
     issuer = credentials[0].issuer

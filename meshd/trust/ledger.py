@@ -82,6 +82,9 @@ REVOCATIONS_BY_MEMBERS_MAX = REVOCATIONS_MAX * 3 // 4
 INVITE_USES_MAX = 65536
 
 
+NO_ROOM = "no room for another statement of its kind"  # how FULL is counted
+
+
 class Outcome(enum.StrEnum):
     """What became of a statement.  The values are metric labels."""
 

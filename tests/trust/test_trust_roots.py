@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from meshd.errors import BadPacket
 from meshd.keys import BootstrapKey, MeshKey, WireGuardKey
+from meshd.trust.epoch import NUMBER_BY_MEMBERS_MAX, bootstrap_fingerprint
 from meshd.trust.fact import FactKind
 from meshd.trust.ledger import Ledger, Outcome
 from meshd.trust.roots import Roots, Verdict
@@ -312,7 +313,7 @@ def test_a_revocation_by_any_root_that_was_not_sealed_stands():
 
 
 def test_nobody_with_the_old_secret_begins_an_epoch_of_the_bootstrap_key():
-    forged = epoch_blob(BootstrapKey(b"x" * 32), by=A, chain=OLD_A, number=2**32 - 1)
+    forged = epoch_blob(BootstrapKey(b"x" * 32), by=A, chain=OLD_A, number=NUMBER_BY_MEMBERS_MAX)
     genuine = epoch_blob(NEW_KEY)
     for blobs in ([forged, genuine], [genuine, forged]):
         ledger = ledger_with(*map(epoch, blobs), roots=roots_after(SEAL))
@@ -326,6 +327,21 @@ def test_only_a_member_with_admit_begins_an_epoch():
         Ledger(MESH).merge_untrusted(
             FactKind.BOOTSTRAP_EPOCH, epoch_blob(NEW_KEY, by=B, chain=plain), WALL
         )
+
+
+def test_a_member_that_takes_the_greatest_number_leaves_others_for_the_mesh_key():
+    """Its epoch has no key to it; one more of its own would be none, and the root's replaces it."""
+    forged = epoch_blob(BootstrapKey(b"x" * 32), by=A, chain=OLD_A, number=NUMBER_BY_MEMBERS_MAX)
+    beyond = epoch_blob(NEW_KEY, by=A, chain=OLD_A, number=NUMBER_BY_MEMBERS_MAX + 1)
+    genuine = epoch_blob(NEW_KEY, by=MESH_KEY, number=NUMBER_BY_MEMBERS_MAX + 1)
+    ledger = Ledger(MESH)
+
+    ledger.merge_untrusted(FactKind.BOOTSTRAP_EPOCH, forged, WALL)
+    with pytest.raises(BadPacket, match="number for roots"):
+        ledger.merge_untrusted(FactKind.BOOTSTRAP_EPOCH, beyond, WALL)
+    ledger.merge_untrusted(FactKind.BOOTSTRAP_EPOCH, genuine, WALL)
+
+    assert ledger.epoch.fingerprint == bootstrap_fingerprint(NEW_KEY, MESH)
 
 
 # Any order
