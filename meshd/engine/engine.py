@@ -35,7 +35,6 @@ from meshd.engine import events
 from meshd.engine.admission import Admission
 from meshd.engine.approval import Approval
 from meshd.engine.clones import Clones
-from meshd.engine.counters import CounterWatch
 from meshd.engine.entry import Entry
 from meshd.engine.epochs import Epochs
 from meshd.engine.events import OverlayStream
@@ -50,16 +49,14 @@ from meshd.engine.handover import (
 from meshd.engine.invites import Invites
 from meshd.engine.presence import Presence
 from meshd.engine.preshared import Preshared
+from meshd.engine.reactions import Reactions
 from meshd.engine.renewal import Renewal
 from meshd.engine.revoking import Revoking
 from meshd.engine.rotation import Rotation
-from meshd.engine.wording import Wording
 from meshd.errors import BadPacket
-from meshd.gossip import events as gossip_events
 from meshd.gossip.claim import MemberState
 from meshd.gossip.node import Node
 from meshd.keys import NodeId
-from meshd.path import events as path_events
 from meshd.path.agent import Agent
 from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
 from meshd.trust.credential import verify_chain_untrusted
@@ -80,7 +77,6 @@ if TYPE_CHECKING:
     from meshd.engine.revoking import Draft
     from meshd.engine.rotation import WireGuardKeys
     from meshd.engine.sealing import Draft as SealingDraft
-    from meshd.gossip.cause import Cause
     from meshd.plan.plan import DesiredState
     from meshd.preshared.kem import Kem
     from meshd.trust.credential import Credential
@@ -89,14 +85,7 @@ if TYPE_CHECKING:
     from meshd.underlay import Outgoing
     from meshd.wg.types import Endpoint
 
-_STATE_EVENTS = {
-    MemberState.ALIVE: "member-alive",
-    MemberState.SUSPECT: "member-suspect",
-    MemberState.DEAD: "member-dead",
-    MemberState.LEFT: "member-left",
-}
 _LIVE = {MemberState.ALIVE, MemberState.SUSPECT}
-LEAVE_LINGER = 2.0  # how long datagrams of one that has left may still be under way
 
 
 class Engine:
@@ -125,10 +114,7 @@ class Engine:
         self._overlay: list[tuple[bytes, IPv6Address]] = []
         self.clones = Clones(self, rng=rng, now=now, wall=wall)
         self.presence = Presence(self, sequence=memory.sequence)
-        self._wording = Wording(self.name_of, self.ledger.members)
         self._nodes_by_ipv6: dict[IPv6Address, NodeId] = {}
-        self._left: dict[NodeId, float] = {}  # who has left and not shown up since; when
-        self._ready: dict[NodeId, float] = {}  # path proven, but not in the kernel yet; its RTT
         self.path = Agent(
             identity.node_key,
             identity.mesh,
@@ -150,7 +136,7 @@ class Engine:
             now=now,
             incarnation=memory.incarnation,
         )
-        self._counters = CounterWatch(span=config.gossip.probe_timeout_min * 2 / 3, now=now)
+        self._reactions = Reactions(self, now=now)
         while self.gossip.next_event() is not None:
             pass  # those we remember have not just joined
         self.entry = Entry(self, rng=rng, now=now, wall=wall)
@@ -181,7 +167,7 @@ class Engine:
         }
         self.revoking.judge()
         for node in self.ledger.members():
-            self._take_member(node, now)
+            self.take_member(node, now)
         self._settle(now, wall)
 
     # Inputs
@@ -303,18 +289,18 @@ class Engine:
             self.path.peer_installed(node, now, installed=peer is not None)
             if peer is not None and peer.endpoint is not None:
                 self.path.endpoint_observed(node, peer.endpoint, now)
-        self._contact_ready(now)
+        self._reactions.contact_ready(now)
         self.rotation.device_observed(device, now)
         self.clones.device_observed(device)
-        self._take_counters(device, now)
+        self._reactions.take_counters(device, now)
         self._settle(now, wall)
 
     def counters_observed(self, device: DeviceStatus | None, now: float, wall: float) -> None:
         """Take what the device's counters are, after `wants_look`; None if it cannot be read."""
         if device is None:
-            self._counters.give_up()
+            self._reactions.counters.give_up()
             return
-        self._take_counters(device, now)
+        self._reactions.take_counters(device, now)
         self._settle(now, wall)
 
     def ping(self, node: NodeId, now: float) -> int:
@@ -368,7 +354,7 @@ class Engine:
         """Drop what is known of a member.  It comes back if it is alive after all."""
         self.ledger.forget(node)
         self.gossip.forget(node, now)
-        self._drop_member(node, now)
+        self.drop_member(node, now)
         self._emit(events.RecordForgotten(node))
         self._settle(now, wall)
 
@@ -400,7 +386,7 @@ class Engine:
 
     def wants_look(self, now: float) -> bool:
         """Return whether the device is to be observed now, for `counters_observed`."""
-        return now >= self._counters.at
+        return now >= self._reactions.counters.at
 
     def next_event(self) -> Event | None:
         """Take the oldest event."""
@@ -423,7 +409,7 @@ class Engine:
             self.following.get_timer(),
             self.epochs.get_timer(),
             self.rotation.get_timer(),
-            Timer(self._counters.at, "look at the device"),
+            Timer(self._reactions.counters.at, "look at the device"),
         )
         soonest = min((timer for timer in timers if timer is not None), key=lambda timer: timer.at)
         return Timer(soonest.at, str(soonest.reason))
@@ -445,7 +431,7 @@ class Engine:
             (
                 self._planned(node, standing)
                 for node, standing in self.others()
-                if node not in self._left
+                if not self._reactions.has_left(node)
                 and not self.clones.silent
                 and standing.record.wireguard_key not in self.clones.removed
             ),
@@ -526,7 +512,7 @@ class Engine:
             self.clones.equivocation(NodeId(merge.fact.key), now)
         if merge.fact is not None and merge.changed:
             self.gossip.fact_added(merge.fact, now, at_once=at_once)
-            self._fact_changed(merge.fact, now)
+            self.fact_changed(merge.fact, now)
         return merge.fact
 
     def become(self, identity: Identity, now: float) -> None:
@@ -546,7 +532,7 @@ class Engine:
     def standings_changed(self, now: float) -> None:
         """Act on standings that are others without a new fact: a root has ended."""
         for node in self.ledger.members():
-            self._take_member(node, now)
+            self.take_member(node, now)
         self.gossip.members_changed(now)
         self.replan()
 
@@ -557,10 +543,10 @@ class Engine:
         while busy:
             busy = False
             while (gossip_event := self.gossip.next_event()) is not None:
-                self._on_gossip(gossip_event, now)
+                self._reactions.on_gossip(gossip_event, now)
                 busy = True
             while (path_event := self.path.next_event()) is not None:
-                self._on_path(path_event, now, wall)
+                self._reactions.on_path(path_event, now, wall)
                 busy = True
             busy = self.entry.settle(now, wall) or busy
             busy = self.admission.settle(now, wall) or busy
@@ -568,143 +554,6 @@ class Engine:
             busy = self.preshared.settle(now, wall) or busy
             busy = self.approval.settle() or busy
             busy = self.presence.refresh(now, wall) or busy
-
-    def _on_gossip(self, event: gossip_events.Event, now: float) -> None:
-        match event:
-            case gossip_events.MemberJoined(node):
-                self._notice("member-joined", node, "joined the mesh")
-            case gossip_events.MemberRemoved(node):
-                self._drop_member(node, now)
-            case gossip_events.MemberStateChanged(node, _, after, incarnation, cause):
-                self._on_state(node, after, incarnation, cause, now)
-            case gossip_events.PathFault(node, via):
-                way = "over TCP" if via is None else f"by way of {self.name_of(via)}"
-                self._notice(
-                    "path-fault",
-                    node,
-                    f"does not answer directly, but does {way}",
-                    via=None if via is None else self.name_of(via),
-                )
-                self.path.peer_suspect(node, now)
-            case gossip_events.EvidenceWanted(node):
-                self._counters.want(node, now)
-            case gossip_events.FactLearned(fact, _):
-                self._fact_changed(fact, now)
-            case gossip_events.EquivocationSeen(fact, _):
-                self.clones.equivocation(NodeId(fact.key), now)
-            case gossip_events.IncarnationRaised(incarnation):
-                self._emit(events.IncarnationRaised(incarnation))
-            case gossip_events.PingAnswered(node, sequence, rtt):
-                self._emit(events.PingAnswered(node, sequence, rtt))
-            case gossip_events.LeaveAnnounced():
-                self._emit(events.Departed())
-            case gossip_events.BadPacketReceived(_, reason):
-                self.bad_packets[reason] += 1
-            case gossip_events.Heard():
-                pass  # what follows from it, a change of state, is an event of its own
-
-    def _on_state(
-        self, node: NodeId, after: MemberState, incarnation: int, cause: Cause, now: float
-    ) -> None:
-        self._notice(
-            _STATE_EVENTS[after],
-            node,
-            self._wording.text(cause),
-            incarnation=incarnation,
-            **self._wording.details(cause),
-        )
-        self._left.pop(node, None)
-        self.preshared.state_changed(node, alive=after is MemberState.ALIVE)
-        if after is MemberState.LEFT:
-            self._left[node] = now
-        elif after is not MemberState.ALIVE:
-            self.path.peer_suspect(node, now)
-        self.replan()
-
-    def _on_path(self, event: path_events.Event, now: float, wall: float) -> None:
-        match event:
-            case path_events.EndpointSelected(node, endpoint, _, before, reason):
-                self._notice(
-                    "path-changed",
-                    node,
-                    f"is reached at {endpoint}: {reason}",
-                    path="direct",
-                    endpoint=str(endpoint),
-                    before=None if before is None else str(before),
-                )
-                self.replan()
-            case path_events.PeerReady(node, rtt):
-                self._ready[node] = rtt
-                self._contact_ready(now)
-            case path_events.RecordReceived(blob, source):
-                self._on_record(blob, source, now, wall)
-            case path_events.PeerCalling(node):
-                # What it sent while it left may arrive after the news that it has.
-                if now - self._left.get(node, now) >= LEAVE_LINGER:
-                    self._returned(node)
-            case path_events.PresharedHeard(node, told):
-                self.preshared.heard(node, told, now, wall)
-            case path_events.ReflexiveChanged():
-                self.presence.due = True
-                self.replan()
-            case path_events.ReflexiveAddress():
-                pass  # one witness; `ReflexiveChanged` says when it is believed
-            case path_events.BadPacketReceived(_, reason):
-                self.bad_packets[reason] += 1
-
-    def _take_counters(self, device: DeviceStatus, now: float) -> None:
-        """Tell the gossip core through whose tunnel something has come since it asked."""
-
-        def rx_bytes(node: NodeId) -> int | None:
-            standing = self.ledger.standing(node)
-            if standing is None or node in self.key_conflicts:
-                return None
-            peer = device.peers.get(standing.record.wireguard_key)
-            return None if peer is None else peer.rx_bytes
-
-        self._counters.looked(len(device.peers), now)
-        for node in self._counters.observed(rx_bytes, now):
-            self.gossip.carried(node, now)
-
-    def _returned(self, node: NodeId) -> None:
-        """Give a member that had left its tunnel back: only through that it can say so."""
-        if self._left.pop(node, None) is not None:
-            self.replan()
-
-    def _contact_ready(self, now: float) -> None:
-        """Have those pinged whose proven endpoint the kernel has as well.
-
-        Before it has one it drops what is sent to them; and what goes to an old one is lost.
-        """
-        for node, rtt in list(self._ready.items()):
-            standing = self.ledger.standing(node)
-            assert standing is not None
-            peer = self.device.peers.get(standing.record.wireguard_key)
-            if (
-                peer is not None
-                and peer.endpoint == self.path.endpoint(node)
-                and self.preshared.applied(node, peer)
-            ):
-                del self._ready[node]
-                self.gossip.contact(node, now, rtt=rtt)
-
-    def _on_record(self, blob: bytes, source: NodeId, now: float, wall: float) -> None:
-        """Judge a record that came in a probe, and let its sender in if it is a member's."""
-        if self.ledger.revocation(source) is not None:
-            self.bad_packets["probe from a revoked node"] += 1  # nothing it says is passed on
-            return
-        try:
-            ended = self.following.has_ended_untrusted(blob)
-            if not ended:
-                self.learn(FactKind.RECORD, blob, now, wall)
-        except BadPacket as exc:
-            self.bad_packets[exc.reason] += 1
-            return
-        if ended:
-            self.bad_packets["record under a root that has ended"] += 1
-            return
-        self._returned(source)
-        self._take_member(source, now)
 
     # Facts
 
@@ -715,22 +564,23 @@ class Engine:
             # A damaged row: others have it, and whatever verifies is as good as ever.
             self.bad_packets[f"from our own disk: {exc.reason}"] += 1
 
-    def _fact_changed(self, fact: Fact, now: float) -> None:
+    def fact_changed(self, fact: Fact, now: float) -> None:
+        """Act on a fact that the ledger has taken in."""
         self._emit(events.FactChanged(fact))
         self.following.fact_changed(fact, now)
         if fact.kind is FactKind.BOOTSTRAP_EPOCH:
             self.epochs.epoch_changed(now)
         elif fact.kind in ABOUT_ONE_NODE:
-            self._take_member(NodeId(fact.key), now)
+            self.take_member(NodeId(fact.key), now)
         else:
             # A revocation, or an invite that was used twice: anybody's standing may have changed.
             self.revoking.judge(fact)
             for node in self.ledger.members():
-                self._take_member(node, now)
+                self.take_member(node, now)
         self.presence.due = True
         self.replan()
 
-    def _take_member(self, node: NodeId, now: float) -> None:
+    def take_member(self, node: NodeId, now: float) -> None:
         """Act on what the ledger holds of a node."""
         standing = self.ledger.standing(node)
         self.invites.standing_changed(node, standing)
@@ -751,12 +601,12 @@ class Engine:
             )
             self.rotation.member_says(node, record, now)
         else:
-            self._drop_member(node, now)
+            self.drop_member(node, now)
 
-    def _drop_member(self, node: NodeId, now: float) -> None:
+    def drop_member(self, node: NodeId, now: float) -> None:
+        """Forget a node that is no member any more."""
         self._nodes_by_ipv6.pop(self.ipv6_of(node), None)
-        self._left.pop(node, None)
-        self._ready.pop(node, None)
+        self._reactions.member_dropped(node)
         self.rotation.member_dropped(node)
         self.presence.due = True  # the address it had may be free for us, or another
         self.preshared.remove(node)
@@ -780,7 +630,8 @@ class Engine:
 
     # Events
 
-    def _notice(self, event: str, node: NodeId | None, message: str, **details: Detail) -> None:
+    def notice(self, event: str, node: NodeId | None, message: str, **details: Detail) -> None:
+        """Tell people something about a node, or about none."""
         name = None if node is None else self.name_of(node)
         self._emit(events.Notice(event, message, node, name, details))
 
