@@ -36,6 +36,7 @@ REKEY_TIMEOUT_JITTER = 0.334
 REKEY_ATTEMPTS_MAX = 18
 KEEPALIVE_TIMEOUT = 10.0
 STAGED_MAX = 128
+ROUNDING = 1e-6  # seconds
 
 INITIATION_BYTES, RESPONSE_BYTES, DATA_BYTES = 148, 92, 32
 
@@ -287,14 +288,18 @@ class WireGuard:
     # Timers
 
     def _expect_answer(self, key, peer):
-        if peer.awaiting_since is not None:
+        if self._is_over(peer.awaiting_since, KEEPALIVE_TIMEOUT + REKEY_TIMEOUT):
             peer.awaiting_since = None
             self._initiate(key, peer, retry=False)
 
     def _pay_owed(self, key, peer):
-        if peer.owing_since is not None and peer.current is not None:
+        if self._is_over(peer.owing_since, KEEPALIVE_TIMEOUT) and peer.current is not None:
             peer.owing_since = None
             self._transmit(key, peer, "data", peer.current.index, None)
+
+    def _is_over(self, since, span):
+        """Return whether a timer that was set then is due: it may have ended, and begun again."""
+        return since is not None and self._now - since > span - ROUNDING
 
     def _keep_alive(self, key, peer, interval):
         status = self._device.observe().peers[key]

@@ -132,8 +132,7 @@ def test_a_silent_daemon_is_excused_while_its_tunnel_carries(carries):
     world.run_until(lambda: a.of("member-suspect"), within=10.0)
 
     assert a.looks >= 2
-    # Without that it may be one: its kernel answers what it was sent last by a keepalive.
-    assert (a.engine.gossip.statistics().probes_excused > 1) is carries
+    assert (a.engine.gossip.statistics().probes_excused > 0) is carries
 
 
 class Device:
