@@ -9,7 +9,7 @@ from lablib import lan, wait_until
 from lablib import mesh as mesh_lab
 from mesh.meshes import PATIENCE, member, mesh_of
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 CONTESTED = "100.64.3.3"
 

@@ -12,7 +12,7 @@ from lablib import lan, wait_until
 from lablib.daemon import PROJECT
 from mesh.meshes import PATIENCE, mesh_of
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 HELLOS_UNANSWERED = 3
 

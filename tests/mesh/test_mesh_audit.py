@@ -9,7 +9,7 @@ import pytest
 from lablib import Lab, lan, mesh, wait_until
 from mesh.meshes import PATIENCE
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 STATE = "/var/lib/meshd"
 CONFIG = "/etc/meshd/meshd.toml"

@@ -10,7 +10,7 @@ from lablib import lan, wait_until
 from lablib import mesh as mesh_lab
 from mesh.meshes import PATIENCE, mesh_of, wireguard
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 STATE = "/var/lib/meshd"
 RATE = 50  # pings a second

@@ -20,7 +20,7 @@ from mesh.meshes import mesh_of
 from meshd.trust.secret import derive
 from meshd.underlay import DatagramType
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 GROWTH_MAX = (

@@ -5,7 +5,7 @@ import pytest
 from lablib import lan, wait_until
 from mesh.meshes import PATIENCE, mesh_of
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 TOKEN_FILE = "/etc/meshd/token"
 

@@ -8,7 +8,7 @@ from lablib import lan, mesh, wait_until
 from mesh.meshes import PATIENCE, member, mesh_of
 from meshd.control.views import rfc3339
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 LIFE = 20  # seconds; asked for from two thirds of it on
 RENEWED_WITHIN = PATIENCE + LIFE
