@@ -14,7 +14,9 @@ from meshd.engine import events
 from meshd.errors import StoreError
 from meshd.keys import BootstrapKey, MeshKey
 from meshd.store import Secret, Store
+from meshd.trust.epoch import NUMBER_BY_MEMBERS_MAX, BootstrapEpoch, sign_epoch
 from meshd.trust.fact import FactKind
+from meshd.trust.revocation import Revocation, sign_revocation
 from meshd.trust.roots import Roots
 from meshd.trust.secret import derive
 from meshd.trust.succession import Succession, open_succession_untrusted, sign_succession
@@ -200,6 +202,46 @@ async def test_who_may_admit_changes_the_bootstrap_key(meshed):
     )
     assert store.load_secret(Secret.BOOTSTRAP_KEY) == bytes(b.engine.identity.bootstrap_key)
     assert store.load_secret(Secret.OLDER_BOOTSTRAP_KEY) == bytes(world.bootstrap_key)
+
+
+async def test_a_bootstrap_key_that_nobody_has_is_waited_for_only_while_its_maker_is_a_member(
+    meshed,
+):
+    """A bad member has begun the last epoch that a member can begin, and has no key to show."""
+    world, store, (a, b, bad) = meshed
+    await sealing.seal(Daemon(a, store, PASSPHRASE), None, sure=True)
+    world.run_until(lambda: not b.engine.identity.open_mesh, within=5.0)
+    world.run_until(
+        lambda: bad.engine.own_chain[0].issuer == a.engine.ledger.roots.newest, within=5.0
+    )
+    identity = bad.engine.identity
+    epoch = BootstrapEpoch(
+        NUMBER_BY_MEMBERS_MAX, bytes(32), bad.node, int(world.wall), identity.chain
+    )
+    blob = sign_epoch(epoch, identity.node_key, world.mesh)
+    bad.learn(FactKind.BOOTSTRAP_EPOCH, blob)
+    world.run_until(lambda: b.engine.ledger.epoch == epoch, within=5.0)
+    other = store.path.parents[1] / "mesh1"
+    with Store.open(other) as empty:
+        empty.bind(world.mesh)
+        no_number = await refused(
+            sealing.rotate_bootstrap_key(Daemon(b, empty), sure=True), "not-allowed"
+        )
+    assert "where the mesh key is" in no_number
+    missing = await refused(
+        sealing.rotate_bootstrap_key(Daemon(a, store), sure=True), "bootstrap-key-missing"
+    )
+    assert f"revoke {a.engine.name_of(bad.node)} first" in missing
+
+    mesh_key = held_mesh_key(store, a.engine.identity)
+    statement = Revocation(bad.node, mesh_key.id, False, int(world.wall))
+    a.learn(FactKind.REVOCATION, sign_revocation(statement, mesh_key, world.mesh))
+    answer = await sealing.rotate_bootstrap_key(Daemon(a, store), sure=True)
+
+    assert answer.done
+    world.run_until(
+        lambda: b.engine.identity.bootstrap_key == a.engine.identity.bootstrap_key, within=5.0
+    )
 
 
 async def test_what_is_wrong_with_roots_is_found(meshed):
