@@ -123,6 +123,8 @@ class Epochs:
         identity = engine.identity
         wanted = self.lacking
         if wanted is None:
+            if key not in (identity.bootstrap_key, identity.older_bootstrap_key):
+                raise BadPacket("bootstrap key that nobody asked for")
             return  # an answer that came twice
         if bootstrap_fingerprint(key, identity.mesh) != wanted:
             raise BadPacket("bootstrap key of another epoch")
