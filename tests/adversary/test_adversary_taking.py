@@ -358,3 +358,50 @@ def test_a_member_that_nobody_revoked_is_not_talked_out_of_its_tunnels(shared):
     with shared.suffer(counted="signer may not admit"):
         mallory.hand_over(shared.victim, Handover.REVOKED, blob)
         mallory.hand_over(shared.victim, Handover.REVOKED, pack({}))
+
+
+# What one with `admit` can do all the same: stated limits, which show and have a remedy
+
+
+def test_an_admitter_that_dates_an_admission_back_takes_a_name_and_an_address_until_it_is_out():
+    """The victim moves, and says so; who was made up goes by a cascade, and the name is back."""
+    village = Village(seed=28, admit=True)
+    mallory, victim = village.mallory, village.victim
+    address = victim.ipv4
+    key = mallory.key_of_its_own("thief")
+    link = mallory.credential(key.id, name="victim", admitted_at=0)
+    record = mallory.record(key=key, chain=(*mallory.chain, link), ipv4=address)
+
+    mallory.tell(village.founder, record)
+    village.world.run_until(lambda: victim.ipv4 != address, within=5.0)
+    village.world.run_for(TIME_TO_ACT)
+    assert village.founder.engine.ledger.names()[victim.node] == "victim-2"
+    assert victim.of("address-changed")
+    assert village.founder.ping(victim.ipv4)
+
+    out = mallory.revocation(mallory.node, key=village.world.mesh_key, cascade=True)
+    village.founder.learn(FactKind.REVOCATION, out)
+    village.world.run_for(5.0)
+    for machine in village.honest:
+        assert machine.engine.ledger.names()[victim.node] == "victim"
+        assert not machine.engine.ledger.admitted(key.id)
+
+
+def test_an_expired_admitter_that_dates_a_revocation_back_is_undone_by_the_mesh_key():
+    village = Village(seed=29, admit=True, lifetime=3600)
+    mallory, victim = village.mallory, village.victim
+    village.bad.engine.renewal._choose = lambda *args: None  # nobody renews it
+    end = village.bad.engine.own_credential.expires_at
+    for machine in village.all:
+        machine.clock_offset = 2 * 86400.0
+
+    forged = mallory.revocation(victim.node, revoked_at=end - 5)
+    mallory.tell(village.founder, forged, kind=FactKind.REVOCATION)
+    village.world.run_until(lambda: village.founder.state_of(victim) is None, within=5.0)
+    (notice,) = village.founder.of("member-revoked")
+    assert notice.details["signer"] == "mallory"
+
+    out = mallory.revocation(mallory.node, key=village.world.mesh_key, cascade=True)
+    for machine in (village.founder, victim):
+        machine.learn(FactKind.REVOCATION, out)
+    village.world.run_until(lambda: whole(*village.honest), within=60.0)
