@@ -68,7 +68,7 @@ def test_the_loser_of_a_double_use_learns_why_and_what_to_do(seed):
     said = (loser.engine.entry.refusal or "") + "".join(
         notice.message for notice in told(loser, loser)
     )
-    assert "get a new token" in said
+    assert "get a new one" in said
     assert founder.engine.ledger.admitted(winner.node)
 
 
