@@ -17,10 +17,14 @@ help: ## list these
 demo: setup ## watch a mesh form, lose members and heal, on this machine
 	$(LAB) demo
 
-test: check ## all tests, also those on a stock kernel in a virtual machine
-	$(PYTEST) --quiet
+# What needs no network goes on in the background, for tests of networks wait more than they work.
+test: check ## all tests but the long ones, also those on a stock kernel in a virtual machine
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	nice -n 19 $(PYTEST) --quiet -p no:cacheprovider -m "not (netns or vm or long)" >"$$log" 2>&1 & \
+	status=0; $(PYTEST) --quiet -m "(netns or vm) and not long" || status=1; \
+	wait $$! || status=1; cat "$$log"; exit $$status
 	$(LAB) vm --timeout 1200 -- env MESHD_CONTRACT_BACKENDS=fake,kernel,userspace \
-		$(PYTEST) --quiet -p no:cacheprovider -m "netns and not slow" $(KERNEL_TESTS)
+		$(PYTEST) --quiet -p no:cacheprovider -m "netns and not (slow or long)" $(KERNEL_TESTS)
 
 check: setup ## formatting, lint and types
 	$(PYTHON) -m ruff format --check . $(LAB)

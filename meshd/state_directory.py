@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import binascii
 import fcntl
+import errno
 import os
 import secrets
 import stat
@@ -167,6 +168,8 @@ def check_private(path: Path) -> None:
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise StartError(f"{path}: cannot be read: {os.strerror(errno.EISDIR)}")
     if status.st_uid != os.geteuid():
         raise StartError(
             f"{path}: belongs to user {status.st_uid} and meshd runs as {os.geteuid()}; chown it"

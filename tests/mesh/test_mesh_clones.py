@@ -89,6 +89,7 @@ def test_of_a_machine_and_its_copy_the_first_started_works_and_all_say_so(reboot
         assert original.name in findings(a)[0]
 
 
+@pytest.mark.long
 def test_a_copy_that_joins_anew_is_a_node_of_its_own():
     with mesh_of(lan(3)) as mesh:
         a, original, copy = mesh.nodes
@@ -111,6 +112,7 @@ def test_a_copy_that_joins_anew_is_a_node_of_its_own():
             wait_until(lambda node=node: not findings(node), "nobody reports", timeout=PATIENCE)
 
 
+@pytest.mark.long
 def test_a_restored_backup_is_no_copy(tmp_path):
     with mesh_of(lan(3)) as mesh:
         _a, _b, c = mesh.nodes

@@ -98,6 +98,7 @@ def test_one_token_used_on_both_sides_of_a_partition_admits_one():
         assert "invite-lost-by" not in findings(a)
 
 
+@pytest.mark.long
 def test_a_token_for_two_machines_admits_two_and_shows_who():
     with mesh_of(lan(4)) as mesh:
         a, b, c, d = mesh.nodes
@@ -118,6 +119,7 @@ def test_a_token_for_two_machines_admits_two_and_shows_who():
         assert "has been used" in d.log_text()
 
 
+@pytest.mark.long
 def test_a_withdrawn_token_admits_nobody_at_any_member():
     with mesh_of(lan(3)) as mesh:
         a, b, c = mesh.nodes
@@ -144,6 +146,7 @@ def test_a_withdrawn_token_admits_nobody_at_any_member():
         assert "was withdrawn" in c.log_text()
 
 
+@pytest.mark.long
 def test_a_pinned_address_and_name_are_the_bearers():
     with mesh_of(lan(2)) as mesh:
         a, b = mesh.nodes
@@ -158,6 +161,7 @@ def test_a_pinned_address_and_name_are_the_bearers():
         assert "pinned to b already" in taken.stderr
 
 
+@pytest.mark.long
 def test_no_token_stands_in_the_process_list():
     with mesh_of(lan(2)) as mesh:
         a, b = mesh.nodes

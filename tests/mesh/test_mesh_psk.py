@@ -76,7 +76,7 @@ def test_every_pair_has_a_key_of_its_own_and_uses_it():
         assert a.status()["health"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_keys_outlive_daemon_and_machine():
     with mesh_of(lan(2)) as mesh:
         mesh.form()
@@ -126,7 +126,7 @@ def test_a_node_that_has_lost_its_keys_gets_new_ones(booted):
         mesh.ping_all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_that_has_them_switched_off_is_shown_and_reached_all_the_same():
     with mesh_of(lan(3)) as mesh:
         mesh.form()
@@ -152,7 +152,7 @@ def test_one_that_has_them_switched_off_is_shown_and_reached_all_the_same():
         mesh.ping_all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_machine_without_the_mechanism_says_so_and_is_a_member(tmp_path):
     (tmp_path / "cryptography.py").write_text("raise ImportError('not on this machine')\n")
     with mesh_of(lan(2)) as mesh:
@@ -173,7 +173,7 @@ def test_a_machine_without_the_mechanism_says_so_and_is_a_member(tmp_path):
         mesh.ping_all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_session_that_is_renewed_under_traffic_takes_the_key_and_loses_nothing():
     with mesh_of(lan(2)) as mesh:
         mesh.form()
@@ -193,7 +193,7 @@ def test_a_session_that_is_renewed_under_traffic_takes_the_key_and_loses_nothing
         assert wireguard(a)[1] != before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_key_is_shown_or_readable():
     with mesh_of(lan(2)) as mesh:
         mesh.form()

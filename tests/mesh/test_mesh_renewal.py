@@ -72,6 +72,7 @@ def test_credentials_are_renewed_under_traffic_by_whoever_may(measured):
         assert codes(c) == []
 
 
+@pytest.mark.long
 def test_a_node_that_nobody_renews_says_so_keeps_its_tunnels_and_is_renewed_when_somebody_can():
     with mesh_of(lan(2)) as net:
         a, b = net.nodes
@@ -94,6 +95,7 @@ def test_a_node_that_nobody_renews_says_so_keeps_its_tunnels_and_is_renewed_when
         assert "credential-expired" not in codes(b)
 
 
+@pytest.mark.long
 def test_a_node_whose_credential_has_expired_rejoins_by_a_token_as_the_same_node():
     with mesh_of(lan(2)) as net:
         a, b = net.nodes
@@ -118,6 +120,7 @@ def test_a_node_whose_credential_has_expired_rejoins_by_a_token_as_the_same_node
         assert member(a, "b")["tags"] == ["again"]
 
 
+@pytest.mark.long
 def test_a_token_of_another_mesh_is_refused_with_both_names():
     with mesh_of(lan(3)) as net:
         a, other, c = net.nodes

@@ -75,7 +75,7 @@ def test_a_revoked_member_is_dropped_everywhere_at_once_and_says_why(measured):
         assert "this node is out of the mesh, revoked by b" in revoked.log_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_stays_out_after_power_cycles_and_learns_why_when_it_was_off():
     """a (founder), b, c and d; d is off when a throws it out, and b and c lose their power."""
     with mesh_of(lan(4)) as made:
@@ -106,7 +106,7 @@ def test_it_stays_out_after_power_cycles_and_learns_why_when_it_was_off():
         assert "revoked" in findings(revoked), "it knows from its own disk"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_partition_that_heals_leaves_it_no_friend():
     """a (founder) and b | c and d; a throws d out, of which c hears when the cable is back."""
     with mesh_of(lan(4)) as made:
@@ -131,7 +131,7 @@ def test_a_partition_that_heals_leaves_it_no_friend():
         wait_says_why(revoked, "revoked by the mesh key at")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cascade_takes_those_it_let_in_and_a_plain_one_does_not():
     """a (founder) ── b ── c, and a ── d ── e: b goes with all it let in, d alone."""
     with mesh_of(lan(5)) as made:
@@ -180,7 +180,7 @@ def test_who_may_not_and_what_is_not_meant_is_refused():
         assert (status, "is revoked already" in text) == (1, True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_mesh_of_a_secret_throws_nobody_out_and_names_the_way():
     with mesh_of(lan(2)) as made:
         made.form()

@@ -41,7 +41,7 @@ def traffic(nodes):
     return Traffic(nodes, mesh.addresses(nodes, version=4), rate=RATE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_of_five_replaces_its_key_under_traffic(measured):
     with mesh_of(lan(5)) as meshed:
         meshed.form()
@@ -83,7 +83,7 @@ def test_two_that_are_told_at_the_same_time_both_rotate(measured):
         assert len(report.lost) < RATE  # no pair was apart for seconds
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_member_that_was_away_follows_when_it_is_back(measured):
     with mesh_of(lan(3)) as meshed:
         meshed.form()
@@ -105,7 +105,7 @@ def test_a_member_that_was_away_follows_when_it_is_back(measured):
         measured("s until all is well", time.monotonic() - back_at)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_key_that_only_the_disk_has_is_taken_at_the_next_start():
     """What a daemon leaves that is killed between the two: its state is one step ahead."""
     with mesh_of(lan(3)) as meshed:
@@ -125,7 +125,7 @@ def test_a_key_that_only_the_disk_has_is_taken_at_the_next_start():
         meshed.ping_all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_key_that_is_new_is_the_one_after_the_power_was_off():
     with mesh_of(lan(2)) as meshed:
         meshed.form()

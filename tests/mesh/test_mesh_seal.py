@@ -112,7 +112,7 @@ def test_a_mesh_is_sealed_under_traffic_and_who_was_away_follows(measured):
         made.wait_whole(*members)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_restart_with_the_secret_and_a_power_cycle_leave_a_sealed_mesh_sealed():
     with mesh_of(lan(3)) as made:
         made.form()
@@ -134,7 +134,7 @@ def test_a_restart_with_the_secret_and_a_power_cycle_leave_a_sealed_mesh_sealed(
         assert "or is sealed" in again.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_keys_of_the_mesh_are_rotated_under_traffic(measured):
     """The founder holds the mesh key; b may admit; a token from before is void afterwards."""
     with mesh_of(lan(5)) as made:

@@ -180,6 +180,7 @@ def written(node, path, text):
     return path
 
 
+@pytest.mark.long
 @netns
 def test_no_secret_of_a_mesh_of_tokens_is_in_anything_it_puts_out(tmp_path):
     search = Search()
@@ -219,6 +220,7 @@ def test_no_secret_of_a_mesh_of_tokens_is_in_anything_it_puts_out(tmp_path):
         assert not search.found_in(late.log_text())
 
 
+@pytest.mark.long
 @netns
 def test_no_secret_of_a_mesh_of_one_secret_is_in_anything_it_puts_out(tmp_path):
     search = Search()
