@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import fcntl
 import errno
+import fcntl
 import os
 import secrets
 import stat
