@@ -35,6 +35,7 @@ from meshd.bootstrap.approval import (
     seal,
     split_untrusted,
 )
+from meshd.bootstrap.joiner import SEED_ENDPOINTS_MAX
 from meshd.bootstrap.noise import KEY_BYTES, Initiator
 from meshd.errors import BadPacket
 from meshd.underlay import (
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from meshd.keys import NodeId
     from meshd.wg.types import Endpoint
 
-SEED_ENDPOINTS_MAX = 16
 HELLO_INTERVAL = 2.0
 QUESTION_INTERVAL = 1.0
 SILENCE_MAX = 10.0
