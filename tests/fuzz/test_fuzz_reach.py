@@ -23,7 +23,8 @@ NOT_REACHED = {
 @pytest.fixture(scope="module")
 def reached():
     with reach.Reached() as noted:
-        for name in targets.TARGETS:
+        for name, make in targets.TARGETS.items():
+            make.cache_clear()  # what makes its first inputs counts, whoever has used it before
             targets.fuzz(name, inputs=INPUTS, seed="reach")
         Life("reach", LIFE_INPUTS).run()
     return noted.functions
@@ -32,7 +33,7 @@ def reached():
 def test_every_function_that_touches_bytes_from_outside_is_fuzzed(reached):
     missed = [f for f in reach.all_untrusted() if f not in reached and f not in NOT_REACHED]
 
-    assert missed == [], "register them in a decoders_* module: it takes a line"
+    assert not missed, f"register them in a decoders_* module, it takes a line: {missed}"
 
 
 def test_what_is_said_to_be_out_of_reach_is_there():
