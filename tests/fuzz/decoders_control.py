@@ -5,7 +5,7 @@ mistake that ends it, or a secret in a complaint.
 """
 
 import json
-import tempfile
+import os
 from http import HTTPStatus
 from pathlib import Path
 
@@ -200,13 +200,13 @@ def _table(data):
 
 @target("config-file")
 def _config_file():
-    """Bytes of a file."""
-    directory = tempfile.TemporaryDirectory(prefix="meshd-fuzz-")
-    path = Path(directory.name) / "meshd.toml"
-    path.touch(mode=0o600)
+    """Bytes of a file, which is in memory."""
+    file = os.memfd_create("meshd.toml")
+    os.fchmod(file, 0o600)
+    path = Path(f"/proc/self/fd/{file}")
     seeds = [_toml(table) for table in _TABLES if not _SECRETS & table.keys()]
 
-    def decode(data, _directory=directory):
+    def decode(data):
         path.write_bytes(data)
         return _loaded(lambda: config.load({}, {"MESHD_CONFIG": str(path)}, "host"))
 
