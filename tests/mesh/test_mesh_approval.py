@@ -116,6 +116,7 @@ def test_a_member_without_a_window_answers_nothing():
         assert not list(b.file("/var/lib/meshd").iterdir())
 
 
+@pytest.mark.long
 def test_who_is_denied_ends_and_leaves_nothing():
     with mesh_of(lan(2)) as mesh:
         a, b = mesh.nodes
@@ -131,6 +132,7 @@ def test_who_is_denied_ends_and_leaves_nothing():
         assert not list(b.file("/var/lib/meshd").iterdir())
 
 
+@pytest.mark.long
 def test_a_name_that_is_taken_is_seen_before_it_is_granted():
     with mesh_of(lan(2)) as mesh:
         a, b = mesh.nodes
@@ -153,6 +155,7 @@ def test_a_name_that_is_taken_is_seen_before_it_is_granted():
         assert twice.returncode == 1
 
 
+@pytest.mark.long
 def test_a_window_that_is_closed_voids_the_codes():
     with mesh_of(lan(2)) as mesh:
         a, b = mesh.nodes
@@ -173,6 +176,7 @@ def test_a_window_that_is_closed_voids_the_codes():
         mesh.wait_whole()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["member", "newcomer"])
 def test_after_a_restart_of_either_a_new_code_lets_in(which):
     with mesh_of(lan(2)) as mesh:

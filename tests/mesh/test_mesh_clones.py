@@ -56,7 +56,13 @@ def works(mesh, original, *others):
     return not any(report.lost for report in reports)
 
 
-@pytest.mark.parametrize("rebooted", [False, True], ids=["while it runs", "both started anew"])
+@pytest.mark.parametrize(
+    "rebooted",
+    [
+        pytest.param(False, id="while it runs"),
+        pytest.param(True, id="both started anew", marks=pytest.mark.long),
+    ],
+)
 def test_of_a_machine_and_its_copy_the_first_started_works_and_all_say_so(rebooted, measured):
     with mesh_of(lan(4)) as mesh:
         a, b, original, copy = mesh.nodes
