@@ -10,7 +10,7 @@ from lablib import lan, wait_until
 from lablib.daemon import PROJECT
 from mesh.meshes import PATIENCE, end_wireguard, member, mesh_of, wait_state, wireguard
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 RATE = 50  # pings a second
 REKEY_AFTER_TIME = 120.0
@@ -103,7 +103,6 @@ def test_keys_outlive_daemon_and_machine():
         assert wait_shared(a, b) == keys
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("booted", [False, True], ids=["daemon", "machine"])
 def test_a_node_that_has_lost_its_keys_gets_new_ones(booted):
     with mesh_of(lan(2)) as mesh:

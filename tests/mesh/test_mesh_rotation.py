@@ -10,7 +10,7 @@ import pytest
 from lablib import Start, Traffic, lan, mesh, wait_until
 from mesh.meshes import PATIENCE, end_wireguard, mesh_of, wait_state, wireguard
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 IN_VM = Start.default() is Start.FORK
 RATE = 20 if IN_VM else 100  # datagrams a second, each way of each pair

@@ -8,7 +8,7 @@ import pytest
 from lablib import lan, mesh, wait_until
 from mesh.meshes import PATIENCE, end_wireguard, member, mesh_of, wait_state, wireguard
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 RATE = 100  # pings a second
 QUIET = 3.0  # without a handshake, before handshakes are compared
