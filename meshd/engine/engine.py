@@ -326,7 +326,7 @@ class Engine:
     def keys_saved(self, keys: WireGuardKeys, now: float, wall: float, *, done: bool) -> None:
         """Take what became of a `SaveKeys`: on disk, or refused by it."""
         if done:
-            self.rotation.saved(keys, now, wall)
+            self.rotation.saved(keys, now)
         else:
             self.rotation.not_saved(now)
         self._settle(now, wall)

@@ -59,6 +59,7 @@ class Presence:
         self._engine = engine
         self._own = OwnRecord(sequence=sequence)
         self._local: tuple[IPAddress, ...] = ()
+        self._unspread = False  # our record is signed, and nobody has heard of it
         self.due = True
         self.ipv4: IPv4Address | None = None
         self.addresses: dict[NodeId, IPv4Address] = {}  # of all members, by their claims
@@ -117,15 +118,23 @@ class Presence:
             return self._say_last(now, wall)
         if not self.due:
             return False
-        self.due = False
-        credential = engine.own_credential
-        self._resolve_addresses(credential, now)
-        if credential is None or not self._own.update(engine.identity, self._content(credential)):
+        self.sign(now)
+        if not self._unspread:
             return False
+        self._unspread = False
         fact = engine.learn(FactKind.RECORD, self._own.blob, now, wall)
         assert fact is not None, "there is room for our own record"
         engine.path.record_changed(self._own.blob, self._own.sequence)
         return True
+
+    def sign(self, now: float) -> None:
+        """Sign a new record if there is anything new to say; `refresh` spreads it later."""
+        self.due = False
+        engine = self._engine
+        credential = engine.own_credential
+        self._resolve_addresses(credential, now)
+        if credential is not None and self._own.update(engine.identity, self._content(credential)):
+            self._unspread = True
 
     def _say_last(self, now: float, wall: float) -> bool:
         """Say another machine's record once more in its place, with the news that we exist too."""

@@ -19,7 +19,7 @@ Rule 1: the device holds no key but one that is on disk, and that a signed recor
 
 Rule 2: a record says that a key is ours once the device has it: who believes it may begin at once.
         The exception are members that probes do not reach.  They are told through their tunnel, and
-        that has to be before it stops sending.
+        that has to be before it stops sending.  They alone are told then, and act SHOW_LEAD later.
 
 Rule 3: we begin a handshake, in vain, before anybody can have believed the record.  WireGuard does
         not begin another for 5 s, so none of ours crosses theirs: two that cross destroy each
@@ -46,6 +46,7 @@ from meshd.errors import BadPacket
 from meshd.gossip.claim import MemberState
 from meshd.keys import KEY_BYTES, WireGuardPrivateKey, fingerprint
 from meshd.trust.fact import FactKind
+from meshd.trust.record import open_record_untrusted
 from meshd.underlay import Timer, TokenBucket
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class Rotation:
         self._check_at = now
         self._hurry_at = math.inf
         self._show_at: list[float] = []
+        self._told: dict[NodeId, tuple[float, bytes]] = {}  # records by tunnel, until they are due
         self._hurries = TokenBucket(rate=HURRIES_PER_SECOND_MAX, burst=HURRIES_BURST_MAX, now=now)
         self._known: dict[NodeId, WireGuardKey] = {}  # members' keys
         self._greetings: dict[NodeId, _Greeting] = {}
@@ -141,7 +143,7 @@ class Rotation:
         self._asked = True
         self._advance(now, wall)
 
-    def saved(self, keys: WireGuardKeys, now: float, wall: float) -> None:
+    def saved(self, keys: WireGuardKeys, now: float) -> None:
         """Note that the disk has what `SaveKeys` asked for."""
         if keys != self._saving:
             return
@@ -153,7 +155,7 @@ class Rotation:
             self._notice("key-announced", "members are told of our next WireGuard key", keys.next)
             self._show(now)
         else:
-            self._switch(now, wall)
+            self._switch(now)
 
     def not_saved(self, now: float) -> None:
         """Note that the disk has refused: all stays as it is, for the time being."""
@@ -168,13 +170,19 @@ class Rotation:
         )
 
     def receive_handover(self, datagram: bytes, source: NodeId, now: float, wall: float) -> None:
-        """Take a member's own record, which came through its tunnel."""
-        del source  # a record proves whose it is, whoever brings it
+        """Take a member's own record, which came through its tunnel: to be acted on a little later.
+
+        Its device takes the key right after it; by then its handshake, in vain, is over (rule 3).
+        """
+        del wall
         _, blob = split(datagram)
+        ledger = self._engine.ledger
         try:
-            self._engine.learn(FactKind.RECORD, blob, now, wall)
+            open_record_untrusted(blob, ledger.mesh, ledger.cache)
         except BadPacket as exc:
             self._engine.bad_packets[exc.reason] += 1
+        else:
+            self._told[source] = (now + SHOW_LEAD, blob)
 
     def member_says(self, node: NodeId, record: Record, now: float) -> None:
         """Take a member's record; if its key is another one, the device is to follow at once."""
@@ -195,6 +203,7 @@ class Rotation:
         """Forget a member."""
         self._known.pop(node, None)
         self._greetings.pop(node, None)
+        self._told.pop(node, None)
 
     def device_observed(self, device: DeviceStatus, now: float) -> None:
         """Take what the device holds, after a change."""
@@ -228,6 +237,10 @@ class Rotation:
                 continue
             self._greet(node, greeting, now)
             self._engine.emit(events.RenewPeer(greeting.key))
+        for node, (due_at, blob) in list(self._told.items()):
+            if now >= due_at:
+                del self._told[node]
+                self._believe(blob, now, wall)
         if now >= self._check_at:
             self._advance(now, wall)
 
@@ -256,7 +269,9 @@ class Rotation:
         """Return the soonest deadline."""
         show_at = self._show_at[0] if self._show_at else math.inf
         greet_at = min((each.due_at for each in self._greetings.values()), default=math.inf)
-        return Timer(min(self._check_at, self._hurry_at, show_at, greet_at), "WireGuard key")
+        told_at = min((due_at for due_at, _ in self._told.values()), default=math.inf)
+        soonest = min(self._check_at, self._hurry_at, show_at, greet_at, told_at)
+        return Timer(soonest, "WireGuard key")
 
     # The steps
 
@@ -304,7 +319,7 @@ class Rotation:
         self._saving = keys
         self._engine.emit(events.SaveKeys(keys))
 
-    def _switch(self, now: float, wall: float) -> None:
+    def _switch(self, now: float) -> None:
         """Have the device take the key that the disk has."""
         engine = self._engine
         unreached = [node for node in self._live() if not engine.path.shown_to(node)]
@@ -314,10 +329,17 @@ class Rotation:
         if not unreached:
             engine.emit(events.HurryDevice())
             return
-        engine.presence.refresh(now, wall)
+        engine.presence.sign(now)  # to them alone: gossip would bring it too soon
         for node in unreached:
             engine.send_overlay(mark(Handover.OWN_RECORD, engine.presence.blob), node)
         self._hurry_at = now + HEAD_START
+
+    def _believe(self, blob: bytes, now: float, wall: float) -> None:
+        """Take a record that came early; the ledger may have learned since that it is void."""
+        try:
+            self._engine.learn(FactKind.RECORD, blob, now, wall)
+        except BadPacket as exc:
+            self._engine.bad_packets[exc.reason] += 1
 
     def _show(self, at: float) -> None:
         """Sign a record with what has changed, and show it to everybody from an instant on."""
