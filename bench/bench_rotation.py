@@ -208,11 +208,18 @@ class _ByHand:
 
     def ahead(self, node: Node) -> None:
         """Have the others know the key before."""
-        following = self._following[node.name].public
-        for other in self._nodes:
-            if other is not node:
-                self._command(other, "install", key=str(following))
-        time.sleep(0.5)
+        following = str(self._following[node.name].public)
+        others = [other for other in self._nodes if other is not node]
+        for other in others:
+            self._command(other, "install", key=following)
+        wait_until(
+            lambda: all(
+                following in other.run(["wg", "show", INTERFACE, "peers"]).stdout
+                for other in others
+            ),
+            "all others have the next key",
+            timeout=PATIENCE,
+        )
         self._rotate(node, "ahead")
 
     def _rotate(self, node: Node, how: str) -> None:
