@@ -31,7 +31,8 @@ check: setup ## formatting, lint and types
 	$(PYTHON) -m ruff check . $(LAB)
 	$(PYTHON) -m mypy meshd netns-lab/lablib
 
-soak: setup ## search SEEDS=1000 simulated histories, HISTORIES=20000 of claims, INPUTS=10000000 of bytes
+soak: setup ## the long tests; SEEDS=1000 histories, HISTORIES=20000 of claims, INPUTS=10000000 of bytes
+	$(PYTEST) --quiet -m long
 	$(PYTHON) tests/sim/soak.py --seeds $(SEEDS)
 	$(PYTHON) tests/plan/claim_histories.py --histories $(HISTORIES)
 	$(PYTHON) tests/fuzz/fuzz_gossip.py --inputs $(INPUTS)
