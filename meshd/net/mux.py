@@ -27,13 +27,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
-import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 
 from meshd.errors import DeviceError
+from meshd.net import nft
 from meshd.underlay import MAGIC
 
 # Before the raw table (-300) and so before conntrack (-200); behind srcnat, the last of a host
@@ -41,9 +38,7 @@ from meshd.underlay import MAGIC
 OUTGOING_PRIORITY = -310
 INCOMING_PRIORITY = 300
 
-NFT_TIMEOUT = 10.0  # another program may hold nft's lock for a while
 DIGEST_BYTES = 4
-SBIN = "/usr/sbin:/sbin"  # where nft is, and where a daemon's PATH need not lead
 ROLES = ("outgoing", "incoming", "direct")
 
 
@@ -62,11 +57,8 @@ class PortMux:
 
 
 def table_name(interface: str) -> str:
-    """Return the name of an interface's own table, a different one for each interface.
-
-    What nft does not take in a name is written as its code between underscores.
-    """
-    return "meshd_" + re.sub(r"[^A-Za-z0-9]", lambda match: f"_{ord(match[0]):x}_", interface)
+    """Return the name of an interface's own table, a different one for each interface."""
+    return f"meshd_{nft.in_name(interface)}"
 
 
 def render(mux: PortMux) -> str:
@@ -101,7 +93,7 @@ def nft_available() -> bool:
     """Tell whether nft(8) is here and the kernel takes such rules from us.  Changes nothing."""
     probe = PortMux("probe", wireguard_port=1, control_port=2, mark=1)
     try:
-        _nft("--check", "--file", "-", operation="check nft rules", ruleset=render(probe))
+        nft.run("--check", "--file", "-", operation="check nft rules", ruleset=render(probe))
     except DeviceError:
         return False
     return True
@@ -110,7 +102,9 @@ def nft_available() -> bool:
 def observe(mux: PortMux) -> bool:
     """Tell whether all the rules are in place, as made from exactly this `mux`."""
     try:
-        listing = _nft("list", "table", "inet", table_name(mux.interface), operation="list rules")
+        listing = nft.run(
+            "list", "table", "inet", table_name(mux.interface), operation="list rules"
+        )
     except DeviceError as error:
         if error.errno == errno.ENOENT:
             return False
@@ -120,14 +114,14 @@ def observe(mux: PortMux) -> bool:
 
 def apply(mux: PortMux) -> None:
     """Put the rules in place, in one step.  Raise DeviceError; then nothing has changed."""
-    _nft("--file", "-", operation="load nft rules", ruleset=render(mux))
+    nft.load(render(mux), operation="load nft rules")
 
 
 def remove(interface: str) -> None:
     """Remove an interface's rules, if there are any."""
     table = table_name(interface)
     ruleset = f"add table inet {table}\ndelete table inet {table}\n"
-    _nft("--file", "-", operation="remove nft rules", ruleset=ruleset)
+    nft.load(ruleset, operation="remove nft rules")
 
 
 def _rules(mux: PortMux) -> tuple[str, str, str]:
@@ -146,32 +140,3 @@ def _comments(mux: PortMux) -> list[str]:
     text = "\n".join((table_name(mux.interface), priorities, *_rules(mux)))
     digest = hashlib.blake2s(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
     return [f"meshd {digest} {role}" for role in ROLES]
-
-
-def _nft(*arguments: str, operation: str, ruleset: str = "") -> str:
-    """Run nft(8), and return what it prints."""
-    environment = os.environ | {"LC_ALL": "C"}
-    program = shutil.which("nft", path=f"{os.environ.get('PATH', os.defpath)}:{SBIN}")
-    if program is None:
-        raise DeviceError(f"{operation}: nft(8) is not installed", errno.ENOPKG)
-    try:
-        done = subprocess.run(
-            [program, *arguments],
-            input=ruleset,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=NFT_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as exc:
-        raise DeviceError(operation, errno.ETIMEDOUT) from exc
-    if done.returncode != 0:
-        raise DeviceError(operation, _errno_of(done.stderr))
-    return done.stdout
-
-
-def _errno_of(message: str) -> int:
-    """Return the errno whose text nft(8) has printed; EINVAL for its own complaints."""
-    known = (errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EBUSY)
-    return next((number for number in known if os.strerror(number) in message), errno.EINVAL)
