@@ -17,6 +17,7 @@ bytes.  Ours begin with a magic, so that five bytes tell everything apart:
         7 approval welcome     member -> newcomer     89 bytes: see `bootstrap.approval`
         8 approval question    newcomer -> member     exactly 1,200 bytes
         9 approval reply       member -> newcomer     at most 1,200 bytes
+       10 relay hello          member <-> relay       at most 1,200 bytes: see `path.wire`
 
 Rule 1: 1,200 bytes of UDP payload fit, unfragmented, wherever IPv6 works (RFC 8200 section 5: an
         MTU of 1,280), with room for the encapsulations of providers.
@@ -54,6 +55,7 @@ class DatagramType(enum.IntEnum):
     APPROVAL_WELCOME = 7
     APPROVAL_QUESTION = 8
     APPROVAL_REPLY = 9
+    RELAY_HELLO = 10
 
 
 class Outgoing(NamedTuple):
@@ -127,14 +129,14 @@ class TokenBucket:
         self._tokens = float(burst)
         self._updated_at = now
 
-    def take(self, now: float) -> bool:
-        """Spend one token.  Return whether there was one."""
+    def take(self, now: float, *, cost: float = 1.0) -> bool:
+        """Spend one token, or `cost` of them.  Return whether there were as many."""
         passed = max(0.0, now - self._updated_at)
         self._updated_at = now
         self._tokens = min(self._burst, self._tokens + passed * self._rate)
-        if self._tokens < 1.0:
+        if self._tokens < cost:
             return False
-        self._tokens -= 1.0
+        self._tokens -= cost
         return True
 
 
