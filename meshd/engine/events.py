@@ -9,11 +9,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from ipaddress import IPv6Address
 
+    from meshd.codec import IPAddress
     from meshd.engine.identity import Identity
     from meshd.engine.rotation import WireGuardKeys
     from meshd.keys import NodeId, WireGuardKey
     from meshd.preshared.keys import Keyring
+    from meshd.relay.allocations import Pair, StoredAllocation
+    from meshd.relay.maps import RelayMaps
     from meshd.trust.fact import Fact
+    from meshd.wg.types import Endpoint
 
 
 # What a field of an event may be.
@@ -90,6 +94,17 @@ class SaveKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class SwitchNode:
+    """Make this the node of another id, durably and in one step, and begin anew with that.
+
+    Or call `Engine.rekeying.failed`, and stay who we are.
+    """
+
+    identity: Identity
+    record: Fact  # the first one of the new id
+
+
+@dataclass(frozen=True, slots=True)
 class HurryDevice:
     """A WireGuard key is another one: bring the device to the plan before anything is sent."""
 
@@ -120,6 +135,28 @@ class RenewPeer:
 
 
 @dataclass(frozen=True, slots=True)
+class AllocationChanged:
+    """What is kept of a pair that this node relays for: persist it.  None: delete it."""
+
+    pair: Pair
+    allocation: StoredAllocation | None
+
+
+@dataclass(frozen=True, slots=True)
+class RelayPortsChanged:
+    """These are the ports that this node relays by: open them before anything is sent."""
+
+    ports: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayMapsChanged:
+    """This is all that is to be forwarded.  Comes once at the start, whatever there is."""
+
+    maps: RelayMaps
+
+
+@dataclass(frozen=True, slots=True)
 class PingAnswered:
     """The operator's ping came back."""
 
@@ -141,6 +178,15 @@ class OverlayStream(NamedTuple):
     timeout: float  # seconds, for all of it
 
 
+class RelayOutgoing(NamedTuple):
+    """A datagram to be sent from a port that this node relays by.  No event either."""
+
+    datagram: bytes
+    target: Endpoint
+    port: int
+    source: IPAddress  # the local address to send it from
+
+
 Event: TypeAlias = (
     Notice
     | Admitted
@@ -151,11 +197,15 @@ Event: TypeAlias = (
     | IncarnationRaised
     | SequenceOutrun
     | SaveKeys
+    | SwitchNode
     | HurryDevice
     | RenewPeer
     | EndRest
     | KeyringChanged
     | KemWanted
+    | AllocationChanged
+    | RelayPortsChanged
+    | RelayMapsChanged
     | PingAnswered
     | Departed
 )

@@ -1,0 +1,177 @@
+"""What members and their relays say to each other, inside their tunnels.
+
+    mark  message   from, to          1          2               3         4         5
+    ────  ────────  ────────────────  ─────────  ──────────────  ────────  ────────  ─────────
+    0xE0  request   member to relay   other
+    0xE1  grant     relay to both     other      port            lifetime  rtt       load
+    0xE2  refused   relay to member   other      reason
+    0xE3  release   both directions   other
+    0xE4  draining  relay to members  draining
+
+    other     id of the member at the other end of the pair
+    port      of the relay, for the receiver to use as if it were the other's
+    lifetime  seconds, 1 to 3,600, until the pair ends if nobody asks again
+    rtt       microseconds from the relay to the other and back; absent = not measured
+    load      per cent of the relay's pairs that are allotted, 0 to 100; absent = 0
+    reason    see `Reason`; one that is not known is read as OTHER
+    draining  bool: no new pairs, and those there are should move; absent = false, no longer so
+
+Each is a map.  A release from a member says that it wants the pair no more; one from a relay, that
+there is no such pair.  They need no signature: WireGuard lets nobody but the member through.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from meshd.codec import Fields, pack
+from meshd.errors import BadPacket
+from meshd.keys import KEY_BYTES, NodeId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PORT_MAX = 0xFFFF
+LIFETIME_MAX = 3600
+RTT_MICROSECONDS_MAX = 60_000_000
+LOAD_MAX = 100
+REASON_MAX = 0xFFFF
+
+
+class Reason(enum.IntEnum):
+    """Why a relay does not relay.  The values are part of the wire format.  Only append."""
+
+    OTHER = 0
+    NOT_RELAYING = 1
+    DRAINING = 2
+    FULL = 3
+    TOO_MANY = 4  # pairs of one of the two members
+    UNKNOWN_MEMBER = 5  # the other is none, as far as the relay knows
+    TOO_OFTEN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Please relay between the sender and the other; or go on doing so."""
+
+    other: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What is sent to `port` of the relay comes out at the other, once both have said hello."""
+
+    other: NodeId
+    port: int
+    lifetime: int  # seconds
+    rtt: float | None = None  # seconds, from the relay to the other
+    load: int = 0  # per cent
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The relay does not, and why."""
+
+    other: NodeId
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The sender is done with the pair of the receiver, or of itself, and the other."""
+
+    other: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """The relay is being taken out of service, or is back."""
+
+    draining: bool
+
+
+Message: TypeAlias = Request | Grant | Refused | Release | Draining
+
+
+class Mark(enum.IntEnum):
+    """The byte in front.  The values are part of the wire format (`meshd.engine.handover`)."""
+
+    REQUEST = 0xE0
+    GRANT = 0xE1
+    REFUSED = 0xE2
+    RELEASE = 0xE3
+    DRAINING = 0xE4
+
+
+def encode(message: Message) -> tuple[Mark, bytes]:
+    """Return the mark and the map of a message."""
+    match message:
+        case Request(other):
+            return Mark.REQUEST, pack({1: other})
+        case Grant(other, port, lifetime, rtt, load):
+            fields: dict[int, object] = {1: other, 2: port, 3: lifetime}
+            if rtt is not None:
+                fields[4] = min(round(rtt * 1e6), RTT_MICROSECONDS_MAX)
+            if load:
+                fields[5] = load
+            return Mark.GRANT, pack(fields)
+        case Refused(other, reason):
+            return Mark.REFUSED, pack({1: other, 2: int(reason)})
+        case Release(other):
+            return Mark.RELEASE, pack({1: other})
+        case Draining(draining):
+            return Mark.DRAINING, pack({1: True} if draining else {})
+
+
+def decode_untrusted(mark: Mark, data: bytes) -> Message:
+    """Parse the map behind a mark."""
+    fields = Fields.unpack_untrusted(data, what=f"relay {mark.name.lower()}")
+    message = _READERS[mark](fields)
+    fields.done()
+    return message
+
+
+def _request(fields: Fields) -> Request:
+    return Request(_other(fields))
+
+
+def _grant(fields: Fields) -> Grant:
+    port = fields.uint(2, maximum=PORT_MAX)
+    lifetime = fields.uint(3, maximum=LIFETIME_MAX)
+    if not port or not lifetime:
+        raise BadPacket("relay grant of nothing")
+    return Grant(
+        _other(fields),
+        port,
+        lifetime,
+        rtt=fields.uint(4, maximum=RTT_MICROSECONDS_MAX) / 1e6 if fields.has(4) else None,
+        load=fields.uint(5, maximum=LOAD_MAX, default=0),
+    )
+
+
+def _refused(fields: Fields) -> Refused:
+    number = fields.uint(2, maximum=REASON_MAX)
+    return Refused(_other(fields), Reason(number) if number in set(Reason) else Reason.OTHER)
+
+
+def _release(fields: Fields) -> Release:
+    return Release(_other(fields))
+
+
+def _draining(fields: Fields) -> Draining:
+    return Draining(fields.flag(1))
+
+
+def _other(fields: Fields) -> NodeId:
+    return NodeId(fields.blob(1, size=KEY_BYTES))
+
+
+_READERS: Mapping[Mark, Callable[[Fields], Message]] = {
+    Mark.REQUEST: _request,
+    Mark.GRANT: _grant,
+    Mark.REFUSED: _refused,
+    Mark.RELEASE: _release,
+    Mark.DRAINING: _draining,
+}
