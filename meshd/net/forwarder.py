@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from meshd.codec import IPAddress
-    from meshd.net.flow import Flow
+    from meshd.relay.maps import Flow
     from meshd.wg.types import Endpoint
 
 TURN_SECONDS = 0.002

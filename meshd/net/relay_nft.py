@@ -14,7 +14,7 @@ Rule 2: the key is all of it: the member's address and port, ours and the allott
         differs in one of them goes up to meshd's socket (`meshd.net.forwarder`), as hellos do, and
         fragments, which only a socket puts together again.
 
-Rule 3: the port it leaves from is unique among flows.  It is written into the datagram first, and
+Rule 3: the port it leaves from stands for one member.  It is written into the datagram first, and
         is the key to all else: an address cannot be looked up by what has been overwritten.
 
 Rule 4: a local source address in prerouting would be a martian, so it is written on forwarding.
@@ -41,18 +41,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshd.errors import DeviceError
 from meshd.net import nft
-from meshd.net.flow import Flow
+from meshd.relay.maps import Flow
 from meshd.underlay import DatagramType, header
 from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from meshd.values import PortRange
 
 ARRIVING_PRIORITY = -300  # raw: before connection tracking
 LEAVING_PRIORITY = 300  # behind the host's own judgement of what may be forwarded
 DIGEST_BYTES = 4
+FLOWS_PER_PORT_MAX = 2  # where a member is, and where it has just been
 
 # Of each IP version: what nft calls it, the type of its addresses, what tells a fragment.
 FAMILIES: Final = {
@@ -106,8 +107,9 @@ def table_name(interface: str) -> str:
 
 
 def fits(flow: Flow) -> bool:
-    """Whether the kernel can forward a flow: both sides have one IP version."""
-    return flow.source.address.version == flow.target.address.version
+    """Whether the kernel can forward a flow: both sides have one IP version, and come by a wire."""
+    source, target = flow.source.address, flow.target.address
+    return source.version == target.version and not (source.is_loopback or target.is_loopback)
 
 
 def render(table: RelayTable, flows: Iterable[Flow]) -> str:
@@ -128,14 +130,21 @@ def render(table: RelayTable, flows: Iterable[Flow]) -> str:
         + "".join(f"  counter {counter} {{ }}\n" for counter in COUNTERS)
         + "".join(f"  map {map_} {{ {text} }}\n" for map_, text in _maps(table).items())
         + f"{chains}}}\n"
-        + _elements("add", name, flows)
+        + _commands("add", name, _elements(flows).items())
     )
 
 
-def render_change(table: RelayTable, removed: Iterable[Flow], added: Iterable[Flow]) -> str:
-    """Return the transaction that takes away some flows and puts others in their place."""
+def render_change(table: RelayTable, before: frozenset[Flow], after: frozenset[Flow]) -> str:
+    """Return the transaction that makes the flows after out of those before; perhaps none."""
     name = table_name(table.interface)
-    return _elements("delete", name, removed) + _elements("add", name, added)
+    touched = {flow.leaves_from.port for flow in before ^ after}
+    old, new = (
+        _elements(flow for flow in flows if flow.leaves_from.port in touched)
+        for flows in (before, after)
+    )
+    return _commands("delete", name, old.items() - new.items()) + _commands(
+        "add", name, new.items() - old.items()
+    )
 
 
 def observe(table: RelayTable) -> Observed:
@@ -157,10 +166,11 @@ def apply(table: RelayTable, flows: Iterable[Flow]) -> None:
     nft.load(render(table, flows), operation="load relay rules")
 
 
-def change(table: RelayTable, removed: Collection[Flow], added: Collection[Flow]) -> None:
+def change(table: RelayTable, before: frozenset[Flow], after: frozenset[Flow]) -> None:
     """Change flows, in one step.  Raise DeviceError; then nothing has changed: observe again."""
-    if removed or added:
-        nft.load(render_change(table, removed, added), operation="change relayed flows")
+    transaction = render_change(table, before, after)
+    if transaction:
+        nft.load(transaction, operation="change relayed flows")
 
 
 def remove(interface: str) -> None:
@@ -223,11 +233,14 @@ def _element(key: Any, value: Any) -> tuple[Any, tuple[Any, FlowCount]]:  # noqa
 
 
 def _maps(table: RelayTable) -> dict[str, str]:
-    size = f"size {table.ports.last - table.ports.first + 1};"
+    ports = table.ports.last - table.ports.first + 1
+    size = f"size {ports};"
     maps = {"target_port": f"type inet_service : inet_service; {size}"}
     for version, (_, address, _) in FAMILIES.items():
         key = f"{address} . inet_service . {address} . inet_service"
-        maps[f"arriving{version}"] = f"type {key} : inet_service; {size} counter;"
+        maps[f"arriving{version}"] = (
+            f"type {key} : inet_service; size {FLOWS_PER_PORT_MAX * ports}; counter;"
+        )
         maps[f"target{version}"] = f"type inet_service : {address}; {size}"
         maps[f"leaving{version}"] = f"type inet_service : {address}; {size}"
     return maps
@@ -275,26 +288,30 @@ def _fence(fence: Fence) -> list[str]:
     return rules
 
 
-def _elements(verb: str, name: str, flows: Iterable[Flow]) -> str:
-    """Return the commands that add or delete the elements of flows, one for each map."""
-    elements: dict[str, list[str]] = {}
-
-    def put(map_: str, key: object, value: object) -> None:
-        elements.setdefault(map_, []).append(f"{key}" if verb == "delete" else f"{key} : {value}")
-
+def _elements(flows: Iterable[Flow]) -> dict[tuple[str, str], str]:
+    """Return the values of elements by map and key.  Flows to one member have some in common."""
+    elements: dict[tuple[str, str], str] = {}
     for flow in flows:
-        assert fits(flow), "a flow between two IP versions has no place in the kernel"
+        assert fits(flow), "this flow has no place in the kernel"
         version = flow.source.address.version
-        port = flow.leaves_from.port
         source, local = flow.source, flow.arrives_at
+        port = str(flow.leaves_from.port)
         key = f"{source.address} . {source.port} . {local.address} . {local.port}"
-        put(f"arriving{version}", key, port)
-        put("target_port", port, flow.target.port)
-        put(f"target{version}", port, flow.target.address)
-        put(f"leaving{version}", port, flow.leaves_from.address)
+        elements[f"arriving{version}", key] = port
+        elements["target_port", port] = str(flow.target.port)
+        elements[f"target{version}", port] = str(flow.target.address)
+        elements[f"leaving{version}", port] = str(flow.leaves_from.address)
+    return elements
+
+
+def _commands(verb: str, name: str, elements: Iterable[tuple[tuple[str, str], str]]) -> str:
+    """Return the commands that add or delete elements, one for each map."""
+    by_map: dict[str, list[str]] = {}
+    for (map_, key), value in elements:
+        by_map.setdefault(map_, []).append(key if verb == "delete" else f"{key} : {value}")
     return "".join(
-        f"{verb} element inet {name} {map_} {{ {', '.join(keys)} }}\n"
-        for map_, keys in elements.items()
+        f"{verb} element inet {name} {map_} {{ {', '.join(texts)} }}\n"
+        for map_, texts in by_map.items()
     )
 
 
