@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from ipaddress import IPv6Address
 
-    from meshd.codec import IPAddress
     from meshd.engine.identity import Identity
     from meshd.engine.rotation import WireGuardKeys
     from meshd.keys import NodeId, WireGuardKey
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from meshd.relay.allocations import Pair, StoredAllocation
     from meshd.relay.maps import RelayMaps
     from meshd.trust.fact import Fact
-    from meshd.wg.types import Endpoint
 
 
 # What a field of an event may be.
@@ -176,15 +174,6 @@ class OverlayStream(NamedTuple):
     frame: bytes
     target: IPv6Address
     timeout: float  # seconds, for all of it
-
-
-class RelayOutgoing(NamedTuple):
-    """A datagram to be sent from a port that this node relays by.  No event either."""
-
-    datagram: bytes
-    target: Endpoint
-    port: int
-    source: IPAddress  # the local address to send it from
 
 
 Event: TypeAlias = (

@@ -5,8 +5,9 @@
     0xE0  request   member to relay   other
     0xE1  grant     relay to both     other      port            lifetime  rtt       load
     0xE2  refused   relay to member   other      reason
-    0xE3  release   both directions   other
+    0xE3  release   member to relay   other
     0xE4  draining  relay to members  draining
+    0xE5  gone      relay to both     other
 
     other     id of the member at the other end of the pair
     port      of the relay, for the receiver to use as if it were the other's
@@ -16,8 +17,7 @@
     reason    see `Reason`; one that is not known is read as OTHER
     draining  bool: no new pairs, and those there are should move; absent = false, no longer so
 
-Each is a map.  A release from a member says that it wants the pair no more; one from a relay, that
-there is no such pair.  They need no signature: WireGuard lets nobody but the member through.
+Each is a map.  They need no signature: WireGuard lets nobody but the member through.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The sender is done with the pair of the receiver, or of itself, and the other."""
+    """The sender wants the pair of itself and the other no more."""
 
     other: NodeId
 
@@ -92,7 +92,14 @@ class Draining:
     draining: bool
 
 
-Message: TypeAlias = Request | Grant | Refused | Release | Draining
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The relay has nothing for the pair of the receiver and the other, from here on."""
+
+    other: NodeId
+
+
+Message: TypeAlias = Request | Grant | Refused | Release | Draining | Gone
 
 
 class Mark(enum.IntEnum):
@@ -103,6 +110,7 @@ class Mark(enum.IntEnum):
     REFUSED = 0xE2
     RELEASE = 0xE3
     DRAINING = 0xE4
+    GONE = 0xE5
 
 
 def encode(message: Message) -> tuple[Mark, bytes]:
@@ -123,6 +131,8 @@ def encode(message: Message) -> tuple[Mark, bytes]:
             return Mark.RELEASE, pack({1: other})
         case Draining(draining):
             return Mark.DRAINING, pack({1: True} if draining else {})
+        case Gone(other):
+            return Mark.GONE, pack({1: other})
 
 
 def decode_untrusted(mark: Mark, data: bytes) -> Message:
@@ -164,6 +174,10 @@ def _draining(fields: Fields) -> Draining:
     return Draining(fields.flag(1))
 
 
+def _gone(fields: Fields) -> Gone:
+    return Gone(_other(fields))
+
+
 def _other(fields: Fields) -> NodeId:
     return NodeId(fields.blob(1, size=KEY_BYTES))
 
@@ -174,4 +188,5 @@ _READERS: Mapping[Mark, Callable[[Fields], Message]] = {
     Mark.REFUSED: _refused,
     Mark.RELEASE: _release,
     Mark.DRAINING: _draining,
+    Mark.GONE: _gone,
 }
