@@ -18,7 +18,19 @@ Rule 3: a database that is damaged is left exactly as it was found, and so is on
 
 Rule 4: where the node key was given, instead of being on disk, secrets are locked (`strongbox`).
 
-Rule 5: a start that fails before anything has been written leaves nothing behind: what `open` has
+Rule 5: a node key is replaced in three steps, and whatever ends in between leaves one of the two
+        identities, whole:
+
+        | on disk when it ends                     | who starts next                              |
+        | ---------------------------------------- | -------------------------------------------- |
+        | nothing yet                              | the former node                              |
+        | NEXT_NODE_KEY                            | the former node; asked to again, it goes on  |
+        |                                          | with that key                                |
+        | `succeed`, one transaction: NODE, chain, | the new node: `open` puts its key into       |
+        | facts; but `node.key` is the former one  | `node.key` before anything else              |
+        | `node.key` too, and NEXT_NODE_KEY still  | the new node: `open` overwrites the copy     |
+
+Rule 6: a start that fails before anything has been written leaves nothing behind: what `open` has
         created is removed by `close`, unless something has been saved in between.  (What is only
         provisional does not count.)
 """
@@ -36,7 +48,7 @@ from typing import TYPE_CHECKING, Any, Self
 from meshd import audit, store_audit, store_preshared
 from meshd.codec import address_untrusted, pack_address
 from meshd.errors import BadPacket, StartError, StoreError
-from meshd.keys import InviteId, MeshId, NodeId, fingerprint
+from meshd.keys import InviteId, MeshId, NodeId, NodeKey, fingerprint
 from meshd.state_directory import KEY_CREDENTIAL, StateDirectory
 from meshd.store_schema import (
     create_database,
@@ -54,7 +66,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meshd.audit import Act, Head
-    from meshd.keys import NodeKey
     from meshd.preshared.keys import Keyring
 
 DATABASE_NAME = "mesh.db"
@@ -81,6 +92,7 @@ class Secret(enum.StrEnum):
     BOOTSTRAP_KEY = "bootstrap-key"
     OLDER_BOOTSTRAP_KEY = "older-bootstrap-key"
     MESH_KEY = "mesh-key"
+    NEXT_NODE_KEY = "next-node-key"  # see `Store.succeed`
 
 
 class Counter(enum.StrEnum):
@@ -96,6 +108,7 @@ class Meta(enum.StrEnum):
 
     MESH = "mesh"
     NODE = "node"
+    FIRST_NODE = "first-node"  # the id that the audit log begins with, once there is another
     NAME = "name"
     CHAIN = "chain"
     IPV4 = "ipv4"
@@ -106,6 +119,7 @@ class Meta(enum.StrEnum):
     OPEN_MESH = "open-mesh"  # whoever knows the secret can sign as the mesh: 1, else 0
     FORMER_WIREGUARD_KEY = "former-wireguard-key"  # its public half
     SETTINGS = "settings"  # digests, to tell which have changed
+    FORWARDING = "forwarding"  # what was switched on in the kernel: `meshd.net.forwarding`
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +181,7 @@ class Store:
             directory.close()
             raise
         try:
+            store._finish_succession()
             store._check_node()
             store._lock_secrets()
         except BaseException:
@@ -212,6 +227,35 @@ class Store:
             rows = [(Meta.MESH, bytes(mesh)), (Meta.NODE, bytes(self.node_key.id))]
             with self._write(durable=True) as database:
                 database.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+
+    @property
+    def locks(self) -> bool:
+        """Whether the node key was given, and is on no disk of ours."""
+        return self._locks
+
+    def succeed(self, node: NodeId) -> None:
+        """Make this the state of another node id, whose key is NEXT_NODE_KEY.
+
+        Part of what is saved `together`; it takes effect with the next `open`.
+        """
+        assert self._database.in_transaction
+        if self.load_meta(Meta.FIRST_NODE) is None:
+            self.save_meta(Meta.FIRST_NODE, bytes(self.node_key.id))
+        self._database.execute("UPDATE meta SET value = ? WHERE key = ?", (bytes(node), Meta.NODE))
+
+    def _finish_succession(self) -> None:
+        """Take up the key of the node that this state has come to be of, and no other copy of it.
+
+        Raise StartError.
+        """
+        following = None if self._locks else self.load_secret(Secret.NEXT_NODE_KEY)
+        if following is None or NodeKey(following).id != self.load_meta(Meta.NODE):
+            return
+        self.node_key = NodeKey(following)
+        self._strongbox = Strongbox(following)
+        self._directory.replace_node_key(self.node_key)
+        with suppress(StoreError):  # the next start will
+            self.delete_secret(Secret.NEXT_NODE_KEY)
 
     def _check_node(self) -> None:
         """Refuse a node key that is not the one this state was made with."""
@@ -290,7 +334,7 @@ class Store:
 
     def save_meta(self, key: Meta, value: bytes) -> None:
         """Keep a value, durably."""
-        assert key not in {Meta.MESH, Meta.NODE}, "see bind"
+        assert key not in {Meta.MESH, Meta.NODE}, "see bind and succeed"
         with self._write(durable=True) as database:
             database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 

@@ -30,7 +30,7 @@ class RelayKernel:
         self.note = note
         self._interface = interface
         self._ports = ports
-        self._mark = mark
+        self.mark = mark
         self._lock = threading.Lock()
         self._ended = False
         self._fresh = False  # the note has grown, and was not obeyed yet
@@ -55,9 +55,7 @@ class RelayKernel:
         with self._lock:
             if self._ended:
                 return None
-            table = RelayTable(
-                self._interface, self._ports, self._mark, forwarding.fence(self.note)
-            )
+            table = RelayTable(self._interface, self._ports, self.mark, forwarding.fence(self.note))
             held, self._held = self._held, None
             observed = None
             if look or held is None or table != self._table:

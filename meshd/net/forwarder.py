@@ -47,6 +47,7 @@ from meshd.net.datagram import (
     open_socket,
     send,
 )
+from meshd.net.relay_nft import NOTHING
 from meshd.net.underlay import FAMILIES
 from meshd.underlay import DatagramType, header
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from meshd.codec import IPAddress
+    from meshd.net.relay_nft import FlowCount
     from meshd.relay.maps import Flow
     from meshd.wg.types import Endpoint
 
@@ -75,14 +77,6 @@ _UNAVAILABLE: Final = TRANSIENT_ERRNOS | {errno.EADDRINUSE, errno.EMFILE, errno.
 
 _HELLO: Final = header(DatagramType.RELAY_HELLO)
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
-
-
-@dataclass(slots=True)
-class PortCount:
-    """What was forwarded in userspace of what arrived at a port, since last asked."""
-
-    datagrams: int = 0
-    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +102,7 @@ class Forwarder(Closing):
         self._lanes: dict[tuple[Endpoint, Endpoint], _Lane] = {}  # by our end, and the member's
         self._by_descriptor: dict[int, _Door | _Lane] = {}
         self._buffer = bytearray(RELAYED_BYTES_MAX)
-        self._counts: dict[int, PortCount] = {}
+        self._counts: dict[int, FlowCount] = {}
         self._forwarded = 0
         self._strangers = 0
         self._lost = 0
@@ -201,7 +195,7 @@ class Forwarder(Closing):
         door = doors[target.address.version]
         return send(door.socket, door.counters, payload, target, source)
 
-    def take_counts(self) -> dict[int, PortCount]:
+    def take_counts(self) -> dict[int, FlowCount]:
         """Return what arrived at each port and was forwarded since this was last called."""
         counts, self._counts = self._counts, {}
         return counts
@@ -231,9 +225,8 @@ class Forwarder(Closing):
                 octets += size
         if taken:
             self._forwarded += taken
-            count = self._counts.setdefault(lane.end.port, PortCount())
-            count.datagrams += taken
-            count.bytes += octets
+            port = lane.end.port
+            self._counts[port] = self._counts.get(port, NOTHING).plus(taken, octets)
 
     def _drain_door(self, door: _Door) -> None:
         before = door.counters.oversized + door.counters.unanswerable

@@ -84,10 +84,17 @@ class RelayTable:
 
 
 class FlowCount(NamedTuple):
-    """What the kernel has forwarded of a flow since its element was made."""
+    """What has been forwarded.  The kernel counts IP headers too."""
 
     datagrams: int
-    bytes: int  # IP headers included
+    bytes: int
+
+    def plus(self, datagrams: int, octets: int) -> FlowCount:
+        """Return the sum."""
+        return FlowCount(self.datagrams + datagrams, self.bytes + octets)
+
+
+NOTHING: Final = FlowCount(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ class Observed:
     """A relay's table as it stands."""
 
     intact: bool  # all the rules, as made from exactly this `RelayTable`
-    flows: Mapping[Flow, FlowCount] = field(default_factory=dict)
+    flows: Mapping[Flow, FlowCount] = field(default_factory=dict)  # since its element was made
     # By IP version: datagrams whose destination was rewritten, and those that the host let pass.
     taken: Mapping[int, int] = field(default_factory=dict)
     forwarded: Mapping[int, int] = field(default_factory=dict)
@@ -222,7 +229,7 @@ def _flow(maps: Mapping[str, Mapping[Any, Any]], version: int, key: Any, port: i
 
 def _element(key: Any, value: Any) -> tuple[Any, tuple[Any, FlowCount]]:  # noqa: ANN401 - JSON
     """Return key and value of a map's element, and what it has counted."""
-    count = FlowCount(0, 0)
+    count = NOTHING
     if isinstance(key, dict) and "elem" in key:
         counter = key["elem"].get("counter", {})
         count = FlowCount(counter.get("packets", 0), counter.get("bytes", 0))

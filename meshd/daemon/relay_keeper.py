@@ -1,0 +1,182 @@
+"""The task that keeps a relay's flows in the kernel, and watches what becomes of them there.
+
+    wanted ──▶ note on disk ──▶ rules and forwarding ──▶ flows      `relay_kernel`, in a thread
+       ▲                                                   │
+       └── not those that the host lets not pass ◀── look ─┘
+
+Rule 1: changes that come while one is being made are made together, with the next.
+
+Rule 2: a host's firewall that lets nothing pass is told by what is taken and does not come out.
+        Until something has, the kernel is watched closely; then the flows are left to the sockets,
+        which such a firewall has nothing against.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from meshd.control.snapshot import HealthFinding
+from meshd.errors import DeviceError, StoreError
+from meshd.net.forwarding import Note, pack_note
+from meshd.net.relay_nft import FAMILIES, NOTHING, FlowCount, Observed, fits
+from meshd.store import Meta
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from meshd.daemon.relay_kernel import RelayKernel
+    from meshd.relay.maps import Flow
+    from meshd.store import Store
+
+log = logging.getLogger(__name__)
+
+LOOK_INTERVAL = 10.0
+RETRY_INTERVAL = 5.0
+BLOCKED_DATAGRAMS_MIN = 8
+WATCHED_INTERVAL = 0.5
+WATCHED_FOR = 10.0  # after flows have come, while nothing has passed yet
+BLOCKED_LIFETIME = 600.0  # then it is tried again
+
+
+class KernelKeeper:
+    """See the module docstring."""
+
+    def __init__(
+        self, kernel: RelayKernel, store: Store, interfaces: Callable[[], tuple[str, ...]]
+    ) -> None:
+        """`interfaces` are those that carry the underlay."""
+        self._kernel = kernel
+        self._store = store
+        self._interfaces = interfaces
+        self._wanted: frozenset[Flow] = frozenset()
+        self._told = trio.Event()
+        self._changed = trio.Event()
+        self._used = False  # something of ours is in the kernel
+        self._cleared = False  # nothing of an earlier run is
+        self._error: DeviceError | StoreError | None = None
+        self._seen = Observed(intact=False)
+        self._look_at = -math.inf
+        self._watched_until = -math.inf
+        self._passes: set[int] = set()  # IP versions that the host has let pass
+        self._blocked_until: dict[int, float] = {}  # the others
+        self._traffic: dict[int, FlowCount] = {}
+
+    def want(self, flows: frozenset[Flow]) -> None:
+        """Have exactly these in the kernel, as far as it can."""
+        self._wanted = frozenset(flow for flow in flows if fits(flow))
+        self._told.set()
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Keep them there, until cancelled."""
+        await self._told.wait()
+        while True:
+            self._changed = trio.Event()
+            try:
+                await self._attempt()
+            except (DeviceError, StoreError) as error:
+                if self._error is None:
+                    log.warning("%s; relayed datagrams take the way through meshd", error)
+                self._error = error
+                pause = RETRY_INTERVAL
+            else:
+                self._error = None
+                pause = self._look_at - trio.current_time() if self._used else math.inf
+            with trio.move_on_after(max(0.0, pause)):
+                await self._changed.wait()
+
+    def remove(self) -> None:
+        """Take all of it away for good.  Raise DeviceError or StoreError."""
+        self._kernel.remove(end=True)
+        self._forget_note()
+
+    def take_traffic(self) -> dict[int, FlowCount]:
+        """Return what the kernel has forwarded, by the port it came to, since last asked."""
+        traffic, self._traffic = self._traffic, {}
+        return traffic
+
+    def findings(self) -> Iterator[HealthFinding]:
+        """Say what keeps flows out of the kernel."""
+        if self._error is not None:
+            yield HealthFinding(
+                "warning",
+                "relay-kernel",
+                f"{self._error}; relayed datagrams take the way through meshd, and so ten times "
+                "the CPU; trying again",
+            )
+        for version in self._blocked_until:
+            yield HealthFinding(
+                "warning",
+                "relay-firewall",
+                f"this host's firewall lets no relayed IPv{version} datagram be forwarded, so they "
+                "take the way through meshd, and ten times the CPU: let pass what has "
+                f"the mark {self._kernel.mark:#x}",
+            )
+
+    async def _attempt(self) -> None:
+        now = trio.current_time()
+        flows = self._for_kernel(now)
+        if flows or self._used:
+            await self._reconcile(flows, now)
+            self._used = self._cleared = True
+        elif not self._cleared:
+            await trio.to_thread.run_sync(self._kernel.remove)
+            self._forget_note()
+            self._cleared = True
+
+    def _for_kernel(self, now: float) -> frozenset[Flow]:
+        for version, until in list(self._blocked_until.items()):
+            if now >= until:
+                del self._blocked_until[version]
+        return frozenset(
+            flow for flow in self._wanted if flow.source.address.version not in self._blocked_until
+        )
+
+    async def _reconcile(self, flows: frozenset[Flow], now: float) -> None:
+        kernel = self._kernel
+        note = kernel.plan(flows, self._interfaces())
+        if note != kernel.note:
+            self._store.save_meta(Meta.FORWARDING, pack_note(note))
+            kernel.take_note(note)
+        observed = await trio.to_thread.run_sync(
+            partial(kernel.reconcile, flows, look=now >= self._look_at)
+        )
+        came = flows - self._seen.flows.keys()
+        if any(flow.source.address.version not in self._passes for flow in came):
+            self._watched_until = now + WATCHED_FOR
+        if observed is not None:
+            self._judge(observed, now)
+        self._look_at = now + (WATCHED_INTERVAL if now < self._watched_until else LOOK_INTERVAL)
+
+    def _judge(self, observed: Observed, now: float) -> None:
+        """Count what has been forwarded, and see whether anything was."""
+        seen, self._seen = self._seen, observed
+        for version in FAMILIES:
+            taken = _grown(seen.taken.get(version, 0), observed.taken.get(version, 0))
+            passed = _grown(seen.forwarded.get(version, 0), observed.forwarded.get(version, 0))
+            if passed:
+                self._passes.add(version)
+            elif taken >= BLOCKED_DATAGRAMS_MIN:
+                self._passes.discard(version)
+                self._blocked_until[version] = now + BLOCKED_LIFETIME
+                self._changed.set()
+        for flow, count in observed.flows.items():
+            before = seen.flows.get(flow, NOTHING)
+            grown = FlowCount(*map(_grown, before, count))
+            if grown.datagrams:
+                port = flow.arrives_at.port
+                self._traffic[port] = self._traffic.get(port, NOTHING).plus(*grown)
+
+    def _forget_note(self) -> None:
+        if self._store.load_meta(Meta.FORWARDING) is not None:
+            self._store.save_meta(Meta.FORWARDING, pack_note(Note()))
+
+
+def _grown(before: int, after: int) -> int:
+    """Return by how much a counter has grown; it may have begun anew."""
+    return after - before if after >= before else after
