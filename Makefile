@@ -1,5 +1,6 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
+QUIET := --quiet -p no:cacheprovider
 LAB := netns-lab/lab
 SEEDS ?= 1000
 INPUTS ?= 10000000
@@ -17,14 +18,16 @@ help: ## list these
 demo: setup ## watch a mesh form, lose members and heal, on this machine
 	$(LAB) demo
 
-# What needs no network goes on in the background, for tests of networks wait more than they work.
+# Three run beside one another, for tests of networks wait more than they work.
 test: check ## all tests but the long ones, also those on a stock kernel in a virtual machine
-	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
-	nice -n 19 $(PYTEST) --quiet -p no:cacheprovider -m "not (netns or vm or long)" >"$$log" 2>&1 & \
-	status=0; $(PYTEST) --quiet -m "(netns or vm) and not long" || status=1; \
-	wait $$! || status=1; cat "$$log"; exit $$status
+	@logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; status=0; \
+	nice -n 19 $(PYTEST) $(QUIET) -m "not (netns or vm or long)" >"$$logs/cores" 2>&1 & cores=$$!; \
+	$(PYTEST) $(QUIET) -m "netns and not long" tests/mesh >"$$logs/mesh" 2>&1 & mesh=$$!; \
+	$(PYTEST) $(QUIET) -m "(netns or vm) and not long" --ignore tests/mesh || status=1; \
+	wait $$mesh || status=1; cat "$$logs/mesh"; \
+	wait $$cores || status=1; cat "$$logs/cores"; exit $$status
 	$(LAB) vm --timeout 1200 -- env MESHD_CONTRACT_BACKENDS=fake,kernel,userspace \
-		$(PYTEST) --quiet -p no:cacheprovider -m "netns and not (slow or long)" $(KERNEL_TESTS)
+		$(PYTEST) $(QUIET) -m "netns and not (slow or long)" $(KERNEL_TESTS)
 
 check: setup ## formatting, lint and types
 	$(PYTHON) -m ruff format --check . $(LAB)
@@ -32,7 +35,7 @@ check: setup ## formatting, lint and types
 	$(PYTHON) -m mypy meshd netns-lab/lablib
 
 soak: setup ## the long tests; SEEDS=1000 histories, HISTORIES=20000 of claims, INPUTS=10000000 of bytes
-	$(PYTEST) --quiet -m long
+	$(PYTEST) $(QUIET) -m long
 	$(PYTHON) tests/sim/soak.py --seeds $(SEEDS)
 	$(PYTHON) tests/plan/claim_histories.py --histories $(HISTORIES)
 	$(PYTHON) tests/fuzz/fuzz_gossip.py --inputs $(INPUTS)
