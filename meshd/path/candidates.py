@@ -1,9 +1,9 @@
 """Which addresses may be probed, which are preferred, and which we tell others of ourselves.
 
 Rule 1: an address is never probed, let alone selected, when it can only be wrong: port 0,
-        unspecified, loopback, link-local (it means another machine on every link), multicast,
-        broadcast, reserved, or inside the mesh's own networks: a tunnel whose endpoint is inside
-        the tunnel carries nothing, for ever.
+        unspecified, loopback (but for what our own carrier has there), link-local (it means
+        another machine on every link), multicast, broadcast, reserved, or inside the mesh's own
+        networks: a tunnel whose endpoint is inside the tunnel carries nothing, for ever.
 
 Rule 2: of two addresses that are both proven the one of the better class is used.  The classes
         follow RFC 8445 section 5.1.2: what is nearer to the peer itself first, relays last.
@@ -43,7 +43,11 @@ class PathClass(enum.IntEnum):
     HOST = 1  # any other address of the peer itself
     MAPPED = 2  # a port that a NAT forwards, by protocol or by the operator's word
     REFLEXIVE = 3  # a NAT's mapping, as others see it
-    RELAYED = 4
+    RELAYED = 4  # a relay's port, which forwards ciphertext
+    RELAYED_TCP = 5  # the same, carried over TCP
+
+
+RELAYED_CLASSES = frozenset({PathClass.RELAYED, PathClass.RELAYED_TCP})
 
 
 def usable(endpoint: Endpoint, excluded: Iterable[IPNetwork]) -> bool:
@@ -68,11 +72,40 @@ def usable(endpoint: Endpoint, excluded: Iterable[IPNetwork]) -> bool:
     )
 
 
+def observed_class(endpoint: Endpoint) -> PathClass:
+    """Return the class of a path by an address that no record lists."""
+    return PathClass.RELAYED_TCP if endpoint.address.is_loopback else PathClass.REFLEXIVE
+
+
+class Fence:
+    """Where nothing may go: `usable`, and this host itself."""
+
+    def __init__(self, excluded: Iterable[IPNetwork]) -> None:
+        """`excluded` are the mesh's own networks."""
+        self._excluded = tuple(excluded)
+        self.own: frozenset[Endpoint] = frozenset()  # where our own probes are received
+        self.carried: frozenset[Endpoint] = frozenset()  # on loopback, and others: over TCP
+
+    def exclude(self, networks: Iterable[IPNetwork]) -> None:
+        """Take the networks that no endpoint may be in."""
+        self._excluded = tuple(networks)
+
+    def allows(self, endpoint: Endpoint) -> bool:
+        """Whether probes and packets may go there."""
+        if endpoint in self.carried:
+            return True
+        return usable(endpoint, self._excluded) and endpoint not in self.own
+
+    def believes(self, observed: Endpoint) -> bool:
+        """Whether that may be where others see us come from."""
+        return usable(observed, self._excluded)
+
+
 def path_class(candidate: Candidate) -> PathClass:
     """Return the class of a path by a candidate, once it is proven."""
     match candidate.kind:
         case CandidateKind.HOST:
-            return PathClass.LAN if _private(candidate.address) else PathClass.HOST
+            return PathClass.LAN if private(candidate.address) else PathClass.HOST
         case CandidateKind.MAPPED | CandidateKind.CONFIGURED:
             return PathClass.MAPPED
         case CandidateKind.REFLEXIVE:
@@ -99,17 +132,19 @@ def own_candidates(
     configured: Iterable[Endpoint],
     reflexive: Iterable[Endpoint],
     excluded: Collection[IPNetwork],
+    mapped: Iterable[Endpoint] = (),
 ) -> tuple[Candidate, ...]:
     """Return what our record should say of where we are, the most useful first.
 
     `reflexive` is where our probes come from, as others see it.  That is also where WireGuard can
     be reached only when both share a port, or when the NAT has left our control port as it is and
-    so, presumably, WireGuard's.
+    so, presumably, WireGuard's.  `mapped` is what routers have mapped to the port that both share.
     """
     found = [
         Candidate(CandidateKind.CONFIGURED, endpoint.address, endpoint.port, control_port)
         for endpoint in configured
     ]
+    found += [Candidate(CandidateKind.MAPPED, *endpoint, 0) for endpoint in mapped]
     found += [Candidate(CandidateKind.HOST, address, port, control_port) for address in hosts]
     for endpoint in reflexive:
         if control_port == 0:
@@ -128,7 +163,8 @@ def own_candidates(
     return tuple(kept)
 
 
-def _private(address: IPAddress) -> bool:
+def private(address: IPAddress) -> bool:
+    """Whether an address is one that many sites have."""
     return any(
         address.version == network.version and address in network for network in PRIVATE_NETWORKS
     )

@@ -20,6 +20,8 @@ class EndpointSelected:
     path_class: PathClass
     before: Endpoint | None
     reason: str
+    relay: NodeId | None = None  # whose port the endpoint is
+    hurry: bool = False  # traffic waits for it: apply it, and send something by it, at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,54 @@ class ReflexiveChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayWanted:
+    """Have so many relays for a peer.  Comes again when the number changes, and is never 0."""
+
+    node: NodeId
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RelayUnwanted:
+    """No relay is needed for a peer any longer, and none has been in use for a while."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySilent:
+    """Hellos to our port of a relay have not been answered: it may be gone."""
+
+    node: NodeId
+    relay: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class CallWanted:
+    """A peer should ping us at this moment, as we ping it: have it called."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class KeepaliveChanged:
+    """What keeps our NAT's binding for the path to a peer is another interval; 0 is none."""
+
+    node: NodeId
+    keepalive: int  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PathFailed:
+    """The path in use stopped answering while it carried traffic."""
+
+    node: NodeId
+    endpoint: Endpoint
+    silent_for: float  # seconds since the last answer
+
+
+@dataclass(frozen=True, slots=True)
 class BadPacketReceived:
     """Somebody sent something it must not."""
 
@@ -95,5 +145,11 @@ Event: TypeAlias = (
     | PresharedHeard
     | ReflexiveAddress
     | ReflexiveChanged
+    | RelayWanted
+    | RelayUnwanted
+    | RelaySilent
+    | CallWanted
+    | PathFailed
+    | KeepaliveChanged
     | BadPacketReceived
 )

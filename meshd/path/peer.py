@@ -1,26 +1,29 @@
 """What the agent knows of one peer: its addresses, which are proven, which is in use.
 
-A pair is an address of the peer's and the address of ours that goes with it (RFC 8445 section 2);
-ours is left to the kernel's routing unless the peer has been heard from there.
-
     searching ──pong──▶ proven ──both installed──▶ ready
         ▲                 │                          │
         └─────────────────┴──── demand_proof ────────┘
 
-Rule 1: a pair is proven by a pong alone, or by WireGuard itself; `proven_at` is when the question
-        was sent, so a proof is never newer than what it proves.
+Rule 1: the pair in use stays in use while it is proven, unless a better one has stood its trial
+        (`upgrading`); and while nothing else is proven, whatever happens.
 
-Rule 2: the pair in use stays in use while it is proven, unless a better class is; and while
-        nothing else is proven, whatever happens.
+Rule 2: what has only begun may still be decided otherwise: until the first answers of all
+        addresses are in, the best class of them is used.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from meshd.path.candidates import PathClass, control_endpoint, data_endpoint, path_class
+from meshd.path.candidates import (
+    PathClass,
+    control_endpoint,
+    data_endpoint,
+    observed_class,
+    path_class,
+)
+from meshd.path.pair import Pair
 from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
@@ -34,43 +37,6 @@ if TYPE_CHECKING:
 
 OBSERVED_MAX = 4  # addresses a peer was heard from that its record does not list
 OBSERVED_UNANSWERED_MAX = 8  # pings, then such an address is forgotten
-OUTSTANDING_MAX = 16  # open transactions of a pair: an overloaded peer answers after seconds
-
-
-@dataclass(slots=True, eq=False)
-class Pair:
-    """One address of a peer."""
-
-    control: Endpoint  # where probes go
-    endpoint: Endpoint | None  # where WireGuard's datagrams go; None when that cannot be told
-    path_class: PathClass
-    listed: bool  # in the peer's verified record
-    local: IPAddress | None = None  # our address it was heard on
-    asked_at: float = -math.inf
-    shown_at: float = -math.inf  # when a ping last brought our record
-    returned_at: float = -math.inf  # when a ping last brought the peer's own
-    proven_at: float = -math.inf
-    rtt: float = math.inf
-    unanswered: int = 0
-    outstanding: dict[bytes, float] = field(default_factory=dict)  # transaction to when it began
-
-    def open_transaction(self, transaction: bytes, now: float) -> None:
-        """Note a ping on its way."""
-        self.asked_at = now
-        self.unanswered += 1
-        self.outstanding[transaction] = now
-        if len(self.outstanding) > OUTSTANDING_MAX:
-            del self.outstanding[next(iter(self.outstanding))]
-
-    def close_transaction(self, transaction: bytes, *, since: float, now: float) -> bool:
-        """Note a pong.  Return whether it proves the pair: to a ping of `since` or later."""
-        began_at = self.outstanding.pop(transaction, -math.inf)
-        if began_at < since:
-            return False
-        self.unanswered = 0
-        self.proven_at = max(self.proven_at, began_at)
-        self.rtt = now - began_at
-        return True
 
 
 class Peer:
@@ -93,6 +59,12 @@ class Peer:
         self.preshared_doubted = False  # a ping tells otherwise, and no pong has come since
         self.pairs: dict[Endpoint, Pair] = {}
         self.selected: Pair | None = None
+        self.selected_at = -math.inf
+        self.nominated: Pair | None = None  # what the peer uses, and we are to, once it is proven
+        self.wanted_since = math.inf  # when somebody began to want a path to it
+        self.traffic_at = -math.inf  # when its tunnel was last known to carry something
+        self.called_at = -math.inf  # when we last had it called
+        self.calls_us_at = -math.inf  # when it last had us called
         self.in_kernel: Endpoint | None = None  # the endpoint last observed there
         self.attempt = 0  # rounds of pings since the last demand
         self.demanded_at = now
@@ -104,6 +76,30 @@ class Peer:
     def proven(self) -> bool:
         """Whether the pair in use has been proven since that was last demanded."""
         return self.selected is not None and self.selected.proven_at >= self.demanded_at
+
+    @property
+    def path_class(self) -> PathClass | None:
+        """The class of the pair in use."""
+        return None if self.selected is None else self.selected.path_class
+
+    @property
+    def direct(self) -> bool:
+        """Whether it is reached without a relay."""
+        return self.selected is not None and self.proven and not self.selected.relayed
+
+    @property
+    def askable(self) -> list[Pair]:
+        """The pairs by which a ping may arrive."""
+        return [pair for pair in self.pairs.values() if pair.bound]
+
+    @property
+    def proven_pairs(self) -> list[Pair]:
+        """The pairs proven since that was last demanded, by which WireGuard can go."""
+        return [
+            pair
+            for pair in self.pairs.values()
+            if pair.endpoint is not None and pair.bound and pair.proven_at >= self.demanded_at
+        ]
 
     def hear_preshared(self, told: bytes | None) -> bool:
         """Take what a pong says of pre-shared keys.  Return whether that is news."""
@@ -163,11 +159,14 @@ class Peer:
         for control, pair in self.pairs.items():
             if control in listed:
                 continue
+            if pair.relay is not None:
+                listed[control] = pair
+                continue
             if pair.listed and pair is self.selected:
                 delisted = True
             if not pair.listed or pair is self.selected:
                 pair.listed = False
-                pair.path_class = PathClass.REFLEXIVE
+                pair.path_class = observed_class(control)
                 listed[control] = pair
         self.pairs = listed
         return delisted
@@ -176,7 +175,7 @@ class Peer:
         """Return the pair of an address the peer was heard from, made when it is new."""
         pair = self.pairs.get(source)
         if pair is None:
-            pair = Pair(source, self._data_endpoint(source), PathClass.REFLEXIVE, listed=False)
+            pair = Pair(source, self._data_endpoint(source), observed_class(source), listed=False)
             self.pairs[source] = pair
             self._bound_observed(keep=pair)
         pair.local = local
@@ -191,29 +190,46 @@ class Peer:
         for control_port, port in self._control_ports.items():
             if port == endpoint.port:
                 control = Endpoint(endpoint.address, control_port)
-        pair = Pair(control, endpoint, PathClass.REFLEXIVE, listed=False)
+        pair = Pair(control, endpoint, observed_class(endpoint), listed=False)
         self.pairs[control] = pair
         self._bound_observed(keep=pair)
+        return pair
+
+    def offer(self, relay: NodeId, endpoint: Endpoint, path_class: PathClass) -> Pair:
+        """Return the pair of our port of a relay, made when it is new."""
+        pair = self.pairs.get(endpoint)
+        if pair is None:
+            pair = Pair(endpoint, endpoint, path_class, listed=False, bound=False)
+            self.pairs[endpoint] = pair
+        # It may have been taken for an address of the peer's: the other side was quicker.
+        pair.relay, pair.path_class, pair.listed = relay, path_class, False
         return pair
 
     def drop_silent(self) -> None:
         """Forget addresses that the peer was heard from but never answered at."""
         for pair in list(self.pairs.values()):
             silent = pair.unanswered >= OBSERVED_UNANSWERED_MAX
-            if silent and not pair.listed and pair is not self.selected:
+            known = pair.listed or pair.relay is not None
+            if silent and not known and pair is not self.selected:
                 del self.pairs[pair.control]
 
-    def targets(self, upgrade_attempts_max: int) -> list[Pair]:
-        """Return what the next round should ping; nothing when all is well."""
+    def targets(self, *, attempts_max: int, nominates: bool) -> list[Pair]:
+        """Return what the next round should ping; nothing when all is well.
+
+        `attempts_max` is how often a better pair is looked for, where there is a direct one, and,
+        if we are who `nominates`, how often the peer is told what we use.
+        """
         if self.selected is None or not self.proven:
-            return list(self.pairs.values())
+            return self.askable
         asks = (self.installed and not self.installs_us) or self.preshared_doubted
-        targets = [self.selected] if asks else []
-        if self.attempt < upgrade_attempts_max:
+        follows = self.selected.peer_uses or not nominates or self.attempt >= attempts_max
+        targets = [self.selected] if asks or not follows else []
+        if self.selected.relayed or self.attempt < attempts_max:
             targets += [
                 pair
                 for pair in self.pairs.values()
                 if pair.path_class < self.selected.path_class
+                and not pair.relayed
                 and pair.proven_at < self.demanded_at
                 and pair.endpoint is not None
             ]
@@ -221,34 +237,37 @@ class Peer:
 
     def choose(self, now: float, *, grace: float) -> tuple[Pair, str] | None:
         """Return the pair to use in place of the one in use, and why; None to leave it."""
-        proven = [
-            pair
-            for pair in self.pairs.values()
-            if pair.endpoint is not None and pair.proven_at >= self.demanded_at
-        ]
+        proven = self.proven_pairs
         if not proven:
             return None
-        best = min(proven, key=lambda pair: (pair.path_class, pair.rtt))
+        best = min(proven, key=rank)
         current = self.selected
         if current is None:
             return best, "first answer"
-        if best.path_class < current.path_class:
-            return best, "better path"
         if current in proven:
-            return None
-        if current.listed and now < self.demanded_at + grace:
+            settled = now >= self.selected_at + grace
+            better = best.path_class < current.path_class
+            return (best, "better path") if better and not settled else None
+        # An address that was only heard from has no claim to be waited for, nor one that failed.
+        waits = (current.listed or current.relayed) and current.proven_at > -math.inf
+        if waits and now < self.demanded_at + grace:
             return None
         return best, "silent path"
 
     def _data_endpoint(self, control: Endpoint) -> Endpoint | None:
-        if not self._control_ports:
+        if not self._control_ports or control.address.is_loopback:
             return control
         # Behind a NAT, the mapping of its control port says nothing of its WireGuard port's.
         port = self._control_ports.get(control.port)
         return None if port is None else Endpoint(control.address, port)
 
     def _bound_observed(self, *, keep: Pair) -> None:
-        observed = [pair for pair in self.pairs.values() if not pair.listed]
+        observed = [p for p in self.pairs.values() if not p.listed and p.relay is None]
         for pair in observed[: max(0, len(observed) - OBSERVED_MAX)]:
             if pair is not self.selected and pair is not keep:
                 del self.pairs[pair.control]
+
+
+def rank(pair: Pair) -> tuple[PathClass, bool, float]:
+    """Return what the best of several proven pairs is the least by."""
+    return pair.path_class, pair.draining, pair.rtt_smoothed

@@ -24,6 +24,10 @@ class PairView:
     proven_at: float
     rtt: float  # seconds; inf before the first pong
     unanswered: int  # pings since the last pong
+    relay: NodeId | None  # whose port it is
+    draining: bool  # and that is to go
+    bound: bool  # it forwards to us what comes for us
+    losses: int  # times it has failed under traffic, of late
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class PathView:
     installed: bool
     installs_us: bool
     attempt: int
+    relay: NodeId | None  # by which it is reached
+    seen_from: Endpoint | None  # where the peer sees us come from
     pairs: tuple[PairView, ...]
 
 
@@ -52,10 +58,12 @@ class PathStatistics:
     pongs_received: int = 0
     pongs_unasked: int = 0  # for no open transaction, or from another address
     replayed: int = 0
+    hellos_sent: int = 0  # to relays
     limited: int = 0  # pings not answered because their sender sent too many
     strangers: int = 0  # pings of nodes not known, passed up
     strangers_dropped: int = 0
     bad_packets: int = 0
+    watched: int = 0  # paths that carry traffic
     unsealable: int = 0  # members whose id is no key to agree on: they cannot be probed
 
 
@@ -70,6 +78,8 @@ def view_of(peer: Peer) -> PathView:
         installed=peer.installed,
         installs_us=peer.installs_us,
         attempt=peer.attempt,
+        relay=peer.selected.relay if peer.selected else None,
+        seen_from=peer.selected.seen_from if peer.selected else None,
         pairs=tuple(
             PairView(
                 control=pair.control,
@@ -80,6 +90,10 @@ def view_of(peer: Peer) -> PathView:
                 proven_at=pair.proven_at,
                 rtt=pair.rtt,
                 unanswered=pair.unanswered,
+                relay=pair.relay,
+                draining=pair.draining,
+                bound=pair.bound,
+                losses=pair.losses,
             )
             for pair in peer.pairs.values()
         ),

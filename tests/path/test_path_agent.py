@@ -473,10 +473,10 @@ def test_an_observation_from_before_our_choice_was_applied_does_not_undo_it():
     agent, peer = agent_and_peer(B_PUBLIC, B_LAN)
     by_target = dict(asked(agent, peer, 0.0))
     answer(agent, peer, by_target[AT_PUBLIC], AT_PUBLIC, 0.01)
-    agent.endpoint_observed(B.id, AT_PUBLIC, 0.5)
-    answer(agent, peer, by_target[AT_LAN], AT_LAN, 0.6)
+    agent.endpoint_observed(B.id, AT_PUBLIC, 0.2)
+    answer(agent, peer, by_target[AT_LAN], AT_LAN, 0.3)
 
-    agent.endpoint_observed(B.id, AT_PUBLIC, 0.7)
+    agent.endpoint_observed(B.id, AT_PUBLIC, 0.4)
 
     assert agent.endpoint(B.id) == AT_LAN
 

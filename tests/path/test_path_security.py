@@ -246,7 +246,7 @@ def test_a_flood_of_strangers_is_bounded():
         agent.receive_datagram(stranger.ping(A, record=b"x"), ELSEWHERE, HERE, 1.0)
 
     assert len(events_of(agent)) == STRANGERS_BURST_MAX
-    assert len(agent._strangers) <= PARKED_MAX
+    assert len(agent._hearing._strangers) <= PARKED_MAX
     assert agent.statistics().strangers_dropped == 50
     assert agent.datagrams_to_send() == []
 

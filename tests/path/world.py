@@ -88,7 +88,7 @@ class Scripted:
         )
         return self.seal(probe, target)
 
-    def pong(self, ping, target, *, observed, installed=True, held=1, sequence=1):
+    def pong(self, ping, target, *, observed, installed=True, held=1, sequence=1, uses=True):
         probe = Probe(
             type=ProbeType.PONG,
             transaction=ping.transaction,
@@ -96,6 +96,7 @@ class Scripted:
             held=held,
             sequence=sequence,
             observed=observed,
+            uses=uses,
         )
         return self.seal(probe, target)
 
