@@ -1,0 +1,1 @@
+"""Asking the router for a port that leads to ours: PCP, NAT-PMP, UPnP IGD, without IO."""
