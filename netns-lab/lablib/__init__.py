@@ -19,7 +19,8 @@ from lablib.forking import Process
 from lablib.lab import Lab, take_down
 from lablib.node import Node
 from lablib.ping import FlowReport, LastAnswers, Matrix, PingFlow
-from lablib.topology import Topology, internet, lan, nat, topology
+from lablib.sites import topology
+from lablib.topology import Topology, internet, lan, nat
 from lablib.traffic import Traffic, TrafficReport
 from lablib.waiting import wait_until
 

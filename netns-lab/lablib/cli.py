@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
-import secrets
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +17,9 @@ from lablib.drawing import draw
 from lablib.errors import LabError, UsageError
 from lablib.lab import DEFAULT_NAME, Lab, names, take_down
 from lablib.namespace import environment
-from lablib.topology import MEMBERS_MAX, TOPOLOGIES, topology
+from lablib.nats import KINDS
+from lablib.sites import MEMBERS_DEFAULT, NATS, NATS_SUMMARY, TOPOLOGIES, topology
+from lablib.topology import MEMBERS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +96,16 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="watch a mesh form, lose members and heal")
     demo.set_defaults(run=_demo)
 
+    matrix = commands.add_parser("matrix", help="let members behind each kind of NAT meet")
+    matrix.add_argument(
+        "--kinds", default="", metavar="KIND,…", help="all of `lab list` by default"
+    )
+    matrix.add_argument(
+        "--one-by-one", action="store_true", help="restart two members for each cell: honest times"
+    )
+    matrix.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    matrix.set_defaults(run=_matrix)
+
     guest = commands.add_parser("vm", help="run any command in the virtual machine")
     guest.add_argument("--timeout", type=float, default=vm.TIMEOUT, metavar="SECONDS")
     guest.add_argument("--out", type=Path, help="a directory that is /out inside")
@@ -103,9 +115,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_topology(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("topology", nargs="?", default="nat", help=", ".join(TOPOLOGIES))
+    known = ", ".join([*TOPOLOGIES, f"{NATS}[:KIND,…]"])
+    parser.add_argument("topology", nargs="?", default="nat", help=known)
     parser.add_argument(
-        "--nodes", type=int, default=5, metavar="N", help=f"1 to {MEMBERS_MAX}; 5 by default"
+        "--nodes",
+        type=int,
+        metavar="N",
+        help=f"1 to {MEMBERS_MAX}; {MEMBERS_DEFAULT} by default, and two of each kind with {NATS}",
     )
 
 
@@ -113,9 +129,9 @@ def _run_in_vm(argv: Sequence[str], arguments: argparse.Namespace) -> int:
     """Run the same command line, less --vm, in the virtual machine."""
     if arguments.run is _vm:
         raise UsageError("`lab vm` is in the virtual machine already")
-    if arguments.run is not _demo:
+    if arguments.run not in {_demo, _matrix}:
         raise UsageError(
-            "the virtual machine ends with the command, so only `demo` makes sense in it; "
+            "the virtual machine ends with the command: only `demo` and `matrix` make sense in it; "
             "`lab vm -- CMD` runs any command there"
         )
     rest = [word for word in argv if word != "--vm"]
@@ -129,7 +145,7 @@ def _up(arguments: argparse.Namespace) -> int:
     if arguments.no_daemons:
         return 0
     try:
-        mesh.start(lab, secret=arguments.secret or secrets.token_hex(16))
+        mesh.start(lab, secret=arguments.secret or mesh.new_secret())
     except BaseException:
         lab.down()
         raise
@@ -165,6 +181,9 @@ def _list(_: argparse.Namespace) -> int:
     console.say("topologies:")
     for name, make in TOPOLOGIES.items():
         console.say(f"  {name:10}{make(2).summary}")
+    console.say(f"  {NATS:10}{NATS_SUMMARY}:")
+    for kind in KINDS.values():
+        console.say(f"    {kind.name:10}{kind.summary}")
     up = names()
     console.say("labs that are up:" if up else "no lab is up")
     for name in up:
@@ -194,6 +213,18 @@ def _demo(arguments: argparse.Namespace) -> int:
     from lablib import demo
 
     return demo.run(name="demo" if arguments.name == DEFAULT_NAME else arguments.name)
+
+
+def _matrix(arguments: argparse.Namespace) -> int:
+    from lablib import matrix
+
+    name = "matrix" if arguments.name == DEFAULT_NAME else arguments.name
+    names = arguments.kinds.split(",") if arguments.kinds else []
+    grid = matrix.run(names, name=name, one_by_one=arguments.one_by_one)
+    console.say(grid.render())
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(grid.document(), indent=2) + "\n")
+    return EXIT_FAILED if grid.unexpected else 0
 
 
 def _vm(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ terminal shows what a reader of the manual would have to believe.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from typing import TYPE_CHECKING
 
@@ -72,7 +71,7 @@ def _step(text: str) -> Iterator[None]:
 
 def _members_come_up(lab: Lab) -> None:
     console.say("members come up, one by one; each is up when all before it ping it and it them:")
-    secret = secrets.token_hex(16)
+    secret = mesh.new_secret()
     nodes = list(lab.nodes.values())
     for count, node in enumerate(nodes, start=1):
         seed = nodes[0] if count > 1 else None

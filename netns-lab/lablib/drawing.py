@@ -10,7 +10,7 @@ Below each wire come those plugged into it; below a router, the wires on its far
     |   |
     |   +-- a  203.0.113.2  2001:db8:1::2
     |
-    +-- router-b  192.0.2.2  (masquerades)
+    +-- router-b  192.0.2.2  (maps ei, filters apd, keeps ports)
         |
         site-b  192.168.2.0/24
         |
@@ -59,7 +59,7 @@ def _machine_lines(topology: Topology, machine: Router | Member) -> Iterator[str
     if not isinstance(machine, Router):
         yield f"{machine.name}  {_addresses(machine.port)}"
         return
-    note = "  (masquerades)" if machine.masquerades else ""
+    note = "" if machine.behaviour is None else f"  ({machine.behaviour})"
     yield f"{machine.name}  {_addresses(machine.uplink)}{note}"
     for port in machine.ports[1:]:
         yield "|"

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lablib import nats
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -103,26 +105,14 @@ def router_commands(router: Router) -> str:
     return _batch(lines)
 
 
-def masquerade_rules(router: Router) -> str:
-    """Return what `nft -f` loads in a router that masquerades."""
-    uplink = router.uplink.interface
-    return f"""table ip router {{
-  chain input {{
-    type filter hook input priority filter; policy accept;
-    iifname {uplink} ct state established,related accept
-    iifname {uplink} drop
-  }}
-  chain forward {{
-    type filter hook forward priority filter; policy accept;
-    iifname {uplink} ct state established,related accept
-    iifname {uplink} drop
-  }}
-  chain postrouting {{
-    type nat hook postrouting priority srcnat; policy accept;
-    oifname {uplink} masquerade
-  }}
-}}
-"""
+def router_rules(topology: Topology, router: Router) -> str:
+    """Return what `nft -f` loads in a router: nothing in one that only routes."""
+    if router.behaviour is None:
+        return ""
+    wires = {port.segment for port in router.ports[1:]}
+    machines = (member.port for member in topology.members)
+    inside = next((port.ipv4.ip for port in machines if port.segment in wires), None)
+    return nats.router_rules(router.behaviour, router.uplink.ipv4.ip, inside)
 
 
 def hosts_file(topology: Topology, member: Member) -> str:

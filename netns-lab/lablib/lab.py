@@ -25,7 +25,7 @@ from lablib.errors import LabError, UsageError
 from lablib.namespace import Namespace, destroy
 from lablib.node import Node
 from lablib.ping import Matrix, ping_matrix
-from lablib.topology import topology
+from lablib.sites import topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -161,8 +161,8 @@ class Lab:
         for router in self.topology.routers:
             machine = self.namespaces[router.name]
             jobs.append((machine, batch, fabric.router_commands(router)))
-            if router.masquerades:
-                jobs.append((machine, ["nft", "-f", "-"], fabric.masquerade_rules(router)))
+            if rules := fabric.router_rules(self.topology, router):
+                jobs.append((machine, ["nft", "-f", "-"], rules))
         running = [machine.start(argv, stdin=text) for machine, argv, text in jobs]
         for each in running:
             each.finish()

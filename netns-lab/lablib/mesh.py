@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from lablib.errors import LabError
@@ -14,10 +15,16 @@ if TYPE_CHECKING:
     from lablib.node import Node
     from lablib.ping import Matrix
 
+SECRET_BYTES = 16
 SECRET_FILE = "/etc/meshd/secret"
 TOKEN_FILE = "/etc/meshd/token"
 ANSWER_TIMEOUT = 60.0  # generous: in the virtual machine a Python takes seconds to start
 WHOLE_TIMEOUT = 60.0
+
+
+def new_secret() -> str:
+    """Return a passphrase that nobody guesses."""
+    return secrets.token_hex(SECRET_BYTES)
 
 
 def start(lab: Lab, *, secret: str) -> None:
@@ -37,8 +44,14 @@ def join(node: Node, *, secret: str, seed: Node | None) -> None:
     file.write_text(f"{secret}\n")
     arguments = ["--secret-file", SECRET_FILE, "--name", node.name]
     if seed is not None:
-        arguments += ["--seed", str(seed.ipv4.ip)]
+        arguments += ["--seed", seed_address(node, seed)]
     node.start_daemon(*arguments)
+
+
+def seed_address(node: Node, seed: Node) -> str:
+    """Return where a node finds another on the underlay: by IPv4 unless it has IPv6 only."""
+    gone = node.member.gateway_ipv4 is None and node.member.gateway_ipv6 is not None
+    return str(seed.ipv6.ip if gone and seed.ipv6 is not None else seed.ipv4.ip)
 
 
 def found(node: Node) -> None:

@@ -151,6 +151,23 @@ class Node:
         """Plug the cable in again."""
         self.lab.fabric.run(["ip", "link", "set", self.fabric_port, "up"])
 
+    def plug_in(self, interface: str, segment: str, *, host: int) -> IPv4Interface:
+        """Give the node another cable, to a wire by its name, as that wire's `host`-th address.
+
+        Its routes stay as they are.  Return the address.
+        """
+        wire = next(each for each in self.lab.topology.segments if each.name == segment)
+        address = IPv4Interface((wire.ipv4[host], wire.ipv4.prefixlen))
+        end, pid = fabric_port(self.name, interface), self.namespace.pid
+        cable = (
+            f"link add {end} type veth peer name {interface} netns {pid}\n"
+            f"link set {end} master {segment} up\n"
+        )
+        self.lab.fabric.run(["ip", "-batch", "-"], stdin=cable)
+        lines = f"link set {interface} up\naddress add {address} dev {interface}\n"
+        self.run(["ip", "-batch", "-"], stdin=lines)
+        return address
+
     def renumber(
         self, ipv4: IPv4Interface | None = None, ipv6: IPv6Interface | None = None
     ) -> None:

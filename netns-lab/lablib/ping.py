@@ -203,6 +203,32 @@ class PingFlow:
         return FlowReport(**{**(found := self._running.result()), "lost": tuple(found["lost"])})
 
 
+class FirstAnswers:
+    """Pings to many addresses, to each until it answers, to learn when that was."""
+
+    def __init__(
+        self, namespace: Namespace, targets: Sequence[str], *, interval: float, timeout: float
+    ) -> None:
+        """`interval` is that between two pings to the same address, in seconds."""
+        self._running: BackgroundCall = namespace.background_call(
+            lambda: _first_answers([ip_address(target) for target in targets], interval, timeout),
+            f"pings to {len(targets)}",
+        )
+
+    def done(self) -> bool:
+        """Whether all have answered, or it was given up."""
+        return self._running.process.poll() is not None
+
+    def stop(self) -> dict[str, float]:
+        """Return instants of `time.monotonic`; those that never answered are missing."""
+        wait_until(
+            lambda: self._running.begun() or self.done(), "the pings begin", timeout=START_TIMEOUT
+        )
+        self._running.process.send_signal(signal.SIGTERM)
+        found: dict[str, float] = self._running.result()
+        return found
+
+
 class LastAnswers:
     """Steady pings to many addresses, to learn when each has answered last."""
 
@@ -223,6 +249,39 @@ class LastAnswers:
         self._running.process.send_signal(signal.SIGTERM)
         found: dict[str, float] = self._running.result()
         return found
+
+
+def _first_answers(
+    targets: Sequence[IPAddress], interval: float, timeout: float
+) -> dict[str, float]:
+    """Be the pings: runs in a child, until all have answered or SIGTERM comes."""
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    print(flush=True)  # says that we can be stopped; blanks do not matter to JSON
+    opened = {version: _open(version) for version in {target.version for target in targets}}
+    first: dict[str, float] = {}
+    gives_up_at = time.monotonic() + timeout
+    number = 0
+    while len(first) < len(targets) and not stopping and time.monotonic() < gives_up_at:
+        for target in targets:
+            if str(target) not in first:
+                number += 1
+                _send(opened[target.version], target, number)
+        round_ends_at = time.monotonic() + interval
+        while (left := round_ends_at - time.monotonic()) > 0 and len(first) < len(targets):
+            select.select([*opened.values()], [], [], left)
+            now = time.monotonic()
+            for each in opened.values():
+                for source, _, _ in _replies(each):
+                    first.setdefault(source, now)
+    for each in opened.values():
+        each.close()
+    return first
 
 
 def _last_answers(targets: Sequence[IPAddress], rate: float) -> dict[str, float]:

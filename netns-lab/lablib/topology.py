@@ -1,13 +1,15 @@
 """Networks as data: which wires there are, which routers join them, who is plugged in where.
 
 A `Topology` says everything about an underlay and does nothing.  `lablib.fabric` turns one into
-commands, `lablib.drawing` into a picture.  Three are made here, for any number of members:
+commands, `lablib.drawing` into a picture.  Three are made here, for any number of members, and a
+fourth by `lablib.sites`:
 
 | name       | what it is                                                                 |
 | ---------- | -------------------------------------------------------------------------- |
 | `lan`      | all members on one wire, no router                                         |
 | `internet` | each member on a subnet of its own; routers joined by a transit network    |
 | `nat`      | the same, but the second member (`b`) is behind a masquerading router      |
+| `nats`     | two members behind each kind of NAT; `nats:ei-apd,home` has those kinds    |
 
 Public addresses are those reserved for documentation: 192.0.2.0/24 for transit, subnets out of
 203.0.113.0/24 and 198.51.100.0/24 for sites, 2001:db8::/32 for both (RFC 5737, RFC 3849).
@@ -27,9 +29,12 @@ from ipaddress import (
 from typing import TYPE_CHECKING
 
 from lablib.errors import UsageError
+from lablib.nats import MASQUERADE, Nat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
+
+    from lablib.nats import Firewall
 
 MEMBERS_MAX = 64  # as many as two documentation networks have /29 subnets
 
@@ -66,19 +71,23 @@ class Port:
 class Router:
     """Forwards between its ports; the first one is its uplink.
 
-    One that masquerades gives its uplink's address to what comes from the other ports, keeping
-    source ports where it can, and drops what strangers send to its uplink.
+    What it does to the traffic between its uplink and the others, if anything, is its `behaviour`.
     """
 
     name: str
     ports: tuple[Port, ...]
-    masquerades: bool = False
+    behaviour: Nat | Firewall | None = None
     routes: tuple[tuple[IPv4Network | IPv6Network, IPv4Address | IPv6Address], ...] = ()
 
     @property
     def uplink(self) -> Port:
         """The port towards the core."""
         return self.ports[0]
+
+    @property
+    def masquerades(self) -> bool:
+        """Whether what comes from its other ports gets its uplink's address."""
+        return isinstance(self.behaviour, Nat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +130,7 @@ def member_name(index: int) -> str:
     return name
 
 
-def _port(interface: str, segment: Segment, host: int) -> Port:
+def plug(interface: str, segment: Segment, host: int) -> Port:
     """Plug an interface into a segment as its `host`-th address."""
     ipv4 = IPv4Interface((segment.ipv4[host], segment.ipv4.prefixlen))
     if segment.ipv6 is None:
@@ -132,7 +141,7 @@ def _port(interface: str, segment: Segment, host: int) -> Port:
 
 def lan(members: int) -> Topology:
     """Put all members on one wire."""
-    _check_count(members)
+    check_count(members)
     wire = Segment("lan", LAN_IPV4, LAN_IPV6)
     return Topology(
         name="lan",
@@ -140,7 +149,7 @@ def lan(members: int) -> Topology:
         segments=(wire,),
         routers=(),
         members=tuple(
-            Member(member_name(index), _port("eth0", wire, index + 1)) for index in range(members)
+            Member(member_name(index), plug("eth0", wire, index + 1)) for index in range(members)
         ),
     )
 
@@ -156,25 +165,14 @@ def nat(members: int) -> Topology:
     return _routed("nat", summary, members, masqueraded=frozenset({1}))
 
 
-TOPOLOGIES: dict[str, Callable[[int], Topology]] = {"lan": lan, "internet": internet, "nat": nat}
-
-
-def topology(name: str, members: int) -> Topology:
-    """Return a topology by its name."""
-    try:
-        make = TOPOLOGIES[name]
-    except KeyError:
-        known = ", ".join(TOPOLOGIES)
-        raise UsageError(f"no topology is called {name!r}; there are {known}") from None
-    return make(members)
-
-
-def _check_count(members: int) -> None:
+def check_count(members: int) -> None:
+    """Raise UsageError for a number of members that no topology has."""
     if not 1 <= members <= MEMBERS_MAX:
         raise UsageError(f"a topology has 1 to {MEMBERS_MAX} members, not {members}")
 
 
-def _site_segment(index: int, *, private: bool) -> Segment:
+def site_segment(index: int, *, private: bool) -> Segment:
+    """Make the wire of the `index`-th site; a private one has no IPv6."""
     name = f"site-{member_name(index)}"
     if private:
         third = HOME_IPV4.network_address + ((index + 1) << 8)
@@ -191,22 +189,23 @@ def _site_segment(index: int, *, private: bool) -> Segment:
 def _routed(
     name: str, summary: str, members: int, *, masqueraded: frozenset[int] = frozenset()
 ) -> Topology:
-    _check_count(members)
-    transit = Segment("transit", TRANSIT_IPV4, TRANSIT_IPV6)
+    check_count(members)
+    transit = transit_segment()
     sites, routers, machines = [], [], []
     for index in range(members):
         private = index in masqueraded
-        site = _site_segment(index, private=private)
-        wan = _port("wan", transit, index + 1)
-        gateway = _port("lan", site, 1)
+        site = site_segment(index, private=private)
+        wan = plug("wan", transit, index + 1)
+        gateway = plug("lan", site, 1)
         if private:
             wan = replace(wan, ipv6=None)
         sites.append(site)
-        routers.append(Router(f"router-{member_name(index)}", (wan, gateway), masquerades=private))
+        behaviour = MASQUERADE if private else None
+        routers.append(Router(f"router-{member_name(index)}", (wan, gateway), behaviour))
         machines.append(
             Member(
                 name=member_name(index),
-                port=_port("eth0", site, 2),
+                port=plug("eth0", site, 2),
                 gateway_ipv4=gateway.ipv4.ip,
                 gateway_ipv6=gateway.ipv6.ip if gateway.ipv6 else None,
                 behind_nat=private,
@@ -216,18 +215,31 @@ def _routed(
         name=name,
         summary=summary,
         segments=(transit, *sites),
-        routers=tuple(_with_routes(router, routers, sites) for router in routers),
+        routers=with_routes(routers, sites),
         members=tuple(machines),
     )
 
 
-def _with_routes(router: Router, routers: list[Router], sites: list[Segment]) -> Router:
-    """Add a route to every public site behind another router."""
-    routes: list[tuple[IPv4Network | IPv6Network, IPv4Address | IPv6Address]] = []
+def transit_segment() -> Segment:
+    """Make the wire that joins the sites' routers."""
+    return Segment("transit", TRANSIT_IPV4, TRANSIT_IPV6)
+
+
+def with_routes(routers: Sequence[Router], sites: Sequence[Segment]) -> tuple[Router, ...]:
+    """Give each of the routers on the transit wire a route to every public site of another.
+
+    `sites` are the wires behind them, in the same order.
+    """
+    return tuple(_with_routes(router, routers, sites) for router in routers)
+
+
+def _with_routes(router: Router, routers: Sequence[Router], sites: Sequence[Segment]) -> Router:
+    routes = list(router.routes)
     for other, site in zip(routers, sites, strict=True):
-        if other is router or other.masquerades:
+        if other is router:
             continue
-        routes.append((site.ipv4, other.uplink.ipv4.ip))
+        if other.behaviour is None:
+            routes.append((site.ipv4, other.uplink.ipv4.ip))
         if site.ipv6 and other.uplink.ipv6 and router.uplink.ipv6:
             routes.append((site.ipv6, other.uplink.ipv6.ip))
     return replace(router, routes=tuple(routes))

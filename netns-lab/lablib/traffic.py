@@ -76,6 +76,19 @@ class TrafficReport:
         """Return what was sent in a time and lost."""
         return [lost for lost in self.lost if begin <= lost.at < end]
 
+    def longest_silence(self, begin: float, end: float) -> float:
+        """Return the longest time within another in which all that one sent to another was lost."""
+        longest = 0.0
+        silences: dict[tuple[str, str], tuple[float, float]] = {}  # of the latest: first, last
+        for lost in self.lost_between(begin, end):
+            pair = lost.source, lost.target
+            first, last = silences.get(pair, (lost.at, lost.at))
+            if lost.at - last > 1.5 / self.rate:
+                first = lost.at
+            silences[pair] = first, lost.at
+            longest = max(longest, lost.at - first + 1 / self.rate)
+        return longest
+
     def longest_stall(self, begin: float, end: float) -> float:
         """Return the longest stall that began in a time; 0.0 if there was none worth a note."""
         inside = (stall.seconds for stall in self.stalls if begin <= stall.began_at < end)

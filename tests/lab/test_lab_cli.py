@@ -53,7 +53,7 @@ def test_list_draws_what_is_up():
     listing = lab("list").stdout
 
     assert f"[{NAME}] nat:" in listing
-    assert "+-- router-b  192.0.2.2  (masquerades)" in listing
+    assert "+-- router-b  192.0.2.2  (maps ei, filters apd, keeps ports)" in listing
 
 
 @pytest.mark.usefixtures("running")
@@ -95,7 +95,9 @@ def test_verbose_prints_the_commands_it_runs():
         (["up", "torus"], "no topology is called 'torus'"),
         (["up", "lan", "--nodes", "0"], "1 to 64 members"),
         (["--name", "../x", "down"], "a lab's name"),
-        (["--vm", "up"], "only `demo`"),
+        (["--vm", "up"], "only `demo` and `matrix`"),
+        (["matrix", "--kinds", "cone"], "no kind of NAT is called 'cone'"),
+        (["up", "nats:home", "--nodes", "3"], "two of each kind"),
         (["vm"], "takes a command"),
     ],
 )

@@ -3,14 +3,17 @@ import itertools
 import pytest
 
 from lablib import UsageError, draw, nat, topology
-from lablib.fabric import cables, fabric_port, router_commands
-from lablib.topology import MEMBERS_MAX, TOPOLOGIES, member_name
+from lablib.fabric import cables, fabric_port, router_commands, router_rules
+from lablib.nats import KINDS, kinds_named
+from lablib.sites import TOPOLOGIES, nats
+from lablib.topology import MEMBERS_MAX, member_name
 
 INTERFACE_LENGTH_MAX = 15  # IFNAMSIZ less its final zero
 
 each_topology = pytest.mark.parametrize(
     "plan",
-    [topology(name, count) for name in TOPOLOGIES for count in (1, 2, 5, MEMBERS_MAX)],
+    [topology(name, count) for name in TOPOLOGIES for count in (1, 2, 5, MEMBERS_MAX)]
+    + [topology("nats"), topology("nats:home,cgn")],
     ids=lambda plan: f"{plan.name}-{len(plan.members)}",
 )
 
@@ -69,7 +72,7 @@ def test_the_picture_of_a_nat_is_this():
         "|   |\n"
         "|   +-- a  203.0.113.2  2001:db8:1::2\n"
         "|\n"
-        "+-- router-b  192.0.2.2  (masquerades)\n"
+        "+-- router-b  192.0.2.2  (maps ei, filters apd, keeps ports)\n"
         "|   |\n"
         "|   site-b  192.168.2.0/24\n"
         "|   |\n"
@@ -104,5 +107,40 @@ def test_a_topology_has_neither_too_few_nor_too_many_members(count):
 
 
 def test_an_unknown_topology_is_refused_with_those_there_are():
-    with pytest.raises(UsageError, match="lan, internet, nat"):
+    with pytest.raises(UsageError, match="lan, internet, nat, nats"):
         topology("torus", 3)
+
+
+def test_nats_has_two_members_of_each_kind_and_always_public_ones():
+    plan = topology("nats:home,cgn")
+
+    assert [member.name for member in plan.members] == [
+        *("public1", "public2", "home1", "home2", "cgn1", "cgn2")
+    ]
+    assert plan.member("home1").port.segment == plan.member("home2").port.segment
+    assert topology(plan.name, len(plan.members)) == plan
+    assert topology("nats") == nats(tuple(KINDS.values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "reason"),
+    [("nats:home,cone", None, "'cone'; there are public, ei-ei"), ("nats:home", 5, "4 members")],
+)
+def test_a_kind_or_a_number_that_nats_do_not_have_is_refused(name, members, reason):
+    with pytest.raises(UsageError, match=reason):
+        topology(name, members)
+
+
+def test_the_carriers_network_is_nowhere_but_between_it_and_its_customers():
+    plan = topology("nats:cgn")
+    behind = [router.name for router in plan.routers if "100.64." in router_commands(router)]
+
+    assert behind == ["c-cgn", "r-cgn1", "r-cgn2"]
+
+
+def test_a_router_has_rules_only_where_it_does_more_than_route():
+    plan = nats(kinds_named(["forward"]))
+    rules = {router.name: router_rules(plan, router) for router in plan.routers}
+
+    assert rules["r-public1"] == ""
+    assert f"dnat to {plan.member('forward2').port.ipv4.ip}" in rules["r-forward2"]
