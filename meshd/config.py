@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = Path("/etc/meshd/meshd.toml")
 DEFAULT_IPV4_PREFIX = IPv4Network("100.64.0.0/10")  # shared address space, RFC 6598
-DEFAULT_RELAY_PORTS = values.PortRange(51900, 53947)
 DEFAULT_ROTATE_KEYS_AFTER = 90 * 86400.0
 FILE_BYTES_MAX = 1024 * 1024
 ADVERTISED_MAX = 16  # what a record holds
@@ -81,8 +80,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "seed",
         "seeds",
-        values.host_maybe_port,
-        "a member to join through",
+        values.seed,
+        "a member to join through; with tcp:// or tls:// in front where UDP is blocked",
         "HOST[:PORT]",
         many=True,
     ),
@@ -157,7 +156,7 @@ OPTIONS: tuple[Option, ...] = (
         "relay",
         "relay",
         values.flag,
-        "relay for members that cannot reach each other; no effect yet",
+        "relay for members that cannot reach each other",
         toml=bool,
     ),
     Option(
@@ -171,14 +170,37 @@ OPTIONS: tuple[Option, ...] = (
         "relay-ports",
         "relay_ports",
         values.port_range,
-        "UDP ports for relaying (51900-53947); no effect yet",
+        "UDP ports for relaying (51900-53947)",
         "FIRST-LAST",
+    ),
+    Option(
+        "relay-tcp",
+        "relay_tcp",
+        values.port_or_none,
+        "TCP port for members whose UDP is blocked; 0 is none (with --relay, the number of --port)",
+        "PORT",
+        toml=int,
+    ),
+    Option(
+        "relay-tls",
+        "relay_tls",
+        values.port_or_none,
+        "the same with TLS, such as 443 (none)",
+        "PORT",
+        toml=int,
     ),
     Option(
         "psk",
         "psk",
         values.flag,
         "share keys with members that no quantum computer finds out (yes)",
+        toml=bool,
+    ),
+    Option(
+        "port-mapping",
+        "port_mapping",
+        values.flag,
+        "ask the router for a port that leads to this node's (yes)",
         toml=bool,
     ),
     Option("mdns", "mdns", values.flag, "find members on the LAN; no effect yet", toml=bool),
@@ -247,8 +269,11 @@ class Config:
     advertise: tuple[IPNetwork, ...] = ()
     relay: bool | None = None  # None: if others can reach it
     backend: str = "auto"
-    relay_ports: PortRange = DEFAULT_RELAY_PORTS
+    relay_ports: PortRange = values.DEFAULT_RELAY_PORTS
+    relay_tcp: int | None = None  # None: the number of `port`, if it relays; 0 is none
+    relay_tls: int = 0
     psk: bool = True
+    port_mapping: bool = True
     mdns: bool = True
     rotate_keys_after: float = DEFAULT_ROTATE_KEYS_AFTER  # seconds; 0 is never
     config: Path = DEFAULT_FILE

@@ -45,7 +45,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
-from meshd import audit, store_audit, store_preshared
+from meshd import audit, store_audit, store_preshared, store_relay
 from meshd.codec import address_untrusted, pack_address
 from meshd.errors import BadPacket, StartError, StoreError
 from meshd.keys import InviteId, MeshId, NodeId, NodeKey, fingerprint
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
     from meshd.audit import Act, Head
     from meshd.preshared.keys import Keyring
+    from meshd.relay.allocations import Pair, StoredAllocation
 
 DATABASE_NAME = "mesh.db"
 TRANSACTION_ROWS_MAX = 1000
@@ -160,6 +161,7 @@ class Store:
         self._endpoints: dict[NodeId, StoredEndpoint] = {}
         self._events: deque[str] = deque(maxlen=EVENTS_KEPT_MAX)
         self._keyrings: dict[NodeId, Keyring] = {}
+        self._allocations: dict[Pair, StoredAllocation | None] = {}  # None: to be deleted
         self._acts: deque[Act] = deque()
         self._acts_lost = 0
 
@@ -399,6 +401,20 @@ class Store:
         except (ValueError, TypeError, BadPacket) as exc:
             raise self._damaged("a pre-shared key in it makes no sense") from exc
 
+    def save_allocation(self, pair: Pair, allocation: StoredAllocation | None) -> None:
+        """Keep what this node relays for a pair, in place of what there was; None deletes it."""
+        self._allocations[pair] = allocation
+        self.flush()
+
+    def load_allocations(self) -> list[StoredAllocation]:
+        """Return what this node relays."""
+        try:
+            return store_relay.read(self._database)
+        except sqlite3.Error as exc:
+            raise unopenable(self.path, exc) from exc
+        except (ValueError, TypeError, BadPacket) as exc:
+            raise self._damaged("a relayed pair in it makes no sense") from exc
+
     def save_events(self, events: Iterable[str]) -> None:
         """Keep events (JSON documents, oldest first), and drop the oldest beyond the bound."""
         self._events.extend(event for event in events if len(event) <= EVENT_BYTES_MAX)
@@ -428,7 +444,7 @@ class Store:
     def waiting(self) -> int:
         """How many rows wait for a disk that takes them."""
         rows = len(self._facts) + len(self._endpoints) + len(self._events) + len(self._acts)
-        return rows + len(self._keyrings)
+        return rows + len(self._keyrings) + len(self._allocations)
 
     def flush(self, *, durable: bool = False) -> None:
         """Write what waits, in bounded transactions.  Raise StoreError; the rest still waits.
@@ -450,11 +466,13 @@ class Store:
             endpoints = list(islice(self._endpoints.items(), TRANSACTION_ROWS_MAX))
             events = list(self._events)
             rings = dict(islice(self._keyrings.items(), TRANSACTION_ROWS_MAX))
+            allocations = dict(islice(self._allocations.items(), TRANSACTION_ROWS_MAX))
             with self._write(durable=durable) as database:
                 _write_facts(database, facts)
                 _write_endpoints(database, endpoints)
                 _write_events(database, events)
                 store_preshared.write(database, rings, self._kept)
+                store_relay.write(database, allocations)
             for place, _ in facts:
                 del self._facts[place]
             for node, _ in endpoints:
@@ -462,6 +480,8 @@ class Store:
             self._events.clear()
             for node in rings:
                 del self._keyrings[node]
+            for pair in allocations:
+                del self._allocations[pair]
 
     # Invites
 

@@ -46,6 +46,10 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE preshared_keys (node BLOB, place INTEGER, key BLOB NOT NULL,
         agreed_at INTEGER NOT NULL, used_since INTEGER, PRIMARY KEY (node, place)) STRICT;
     """,
+    """
+    CREATE TABLE relay_ports (port INTEGER PRIMARY KEY, member BLOB NOT NULL, other BLOB NOT NULL,
+        asked_until INTEGER NOT NULL, address BLOB, address_port INTEGER, local BLOB) STRICT;
+    """,
 )
 VERSION = len(MIGRATIONS)
 

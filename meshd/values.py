@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 51820
 PORT_MAX = 65535
+SEED_PORTS = {"tcp": DEFAULT_PORT, "tls": 443}  # where a seed over TCP names none
 HOST_LENGTH_MAX = 253
 INTERFACE_LENGTH_MAX = 15  # IFNAMSIZ less its final zero
 RELAY_PORTS_MIN = 2  # a relayed pair of peers takes two
@@ -40,10 +41,11 @@ class HostPort(NamedTuple):
 
     host: str
     port: int
+    scheme: str = ""  # of a seed: `tcp` or `tls`; else it is asked by UDP
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}" if self.scheme else f"{host}:{self.port}"
 
 
 class PortRange(NamedTuple):
@@ -54,6 +56,9 @@ class PortRange(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
+
+
+DEFAULT_RELAY_PORTS = PortRange(51900, 53947)
 
 
 def text(value: str) -> str:
@@ -90,10 +95,15 @@ def flag(value: str) -> bool:
 
 
 def port(value: str) -> int:
-    """Read a UDP port."""
+    """Read a UDP or TCP port."""
     if not value.isascii() or not value.isdigit() or not 0 < int(value[:6]) <= PORT_MAX:
         raise ValueError(f"must be a whole number from 1 to {PORT_MAX}")
     return int(value[:6])
+
+
+def port_or_none(value: str) -> int:
+    """Read a port, or 0, which stands for none."""
+    return 0 if value == "0" else port(value)
 
 
 def port_range(value: str) -> PortRange:
@@ -120,6 +130,17 @@ def host_maybe_port(value: str) -> HostPort:
     """Read HOST[:PORT]; an IPv6 address stands in brackets where a port follows."""
     host, port_text = _split_host(value)
     return HostPort(_host(host), port(port_text) if port_text else DEFAULT_PORT)
+
+
+def seed(value: str) -> HostPort:
+    """Read HOST[:PORT], with tcp:// or tls:// in front or not."""
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        return host_maybe_port(value)
+    if scheme not in SEED_PORTS:
+        raise ValueError(f"may begin with {' or '.join(f'{s}://' for s in SEED_PORTS)} only")
+    host, port_text = _split_host(rest)
+    return HostPort(_host(host), port(port_text) if port_text else SEED_PORTS[scheme], scheme)
 
 
 def _split_host(value: str) -> tuple[str, str]:

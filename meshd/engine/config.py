@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from meshd.gossip.config import GossipConfig
 from meshd.path.config import PathConfig
 from meshd.preshared.agreements import PresharedConfig
+from meshd.values import DEFAULT_RELAY_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from meshd.engine.rotation import WireGuardKeys
     from meshd.keys import NodeId
     from meshd.preshared.keys import Keyring
+    from meshd.relay.allocations import StoredAllocation
     from meshd.trust.fact import Fact
+    from meshd.values import PortRange
     from meshd.wg.types import Endpoint
 
 
@@ -30,7 +33,10 @@ class EngineConfig:
     fwmark: int = 0
     configured: tuple[Endpoint, ...] = ()
     advertise: tuple[IPNetwork, ...] = ()
-    relay: bool = False
+    relay: bool | None = False  # None: if we have a public address
+    relay_ports: PortRange = DEFAULT_RELAY_PORTS
+    tcp: int = 0  # port at which datagrams are carried for members whose UDP is blocked; 0 is none
+    tls: int = 0  # the same with TLS
     wanted_ipv4: IPv4Address | None = None
     seeds: tuple[str, ...] = ()
     version: str = ""
@@ -49,3 +55,4 @@ class Memory:
     incarnation: int = 0
     keyrings: Mapping[NodeId, Keyring] = field(default_factory=dict, repr=False)
     keys: WireGuardKeys | None = None  # None on a first start
+    allocations: tuple[StoredAllocation, ...] = ()  # of what we relay

@@ -5,11 +5,14 @@
     │ mark │ what the part that it is for makes of it     │     at most 1,232 bytes
     └──────┴──────────────────────────────────────────────┘
 
+    0xE0 - 0xE5  relays                       `meshd.engine.relays`
+    0xE8         a call, to ping us at once   `meshd.engine.calling`
     0xF1, 0xF2   requests to admit somebody   `meshd.engine.admission`
     0xF3, 0xF4   renewals of credentials      `meshd.engine.renewal`
     0xF8, 0xF9   the bootstrap key            `meshd.engine.epochs`
     0xFA         a revocation, to its subject `meshd.engine.revoking`
     0xFB         the sender's own record      `meshd.engine.rotation`
+    0xFC, 0xFD   a new node key               `meshd.engine.rekeying`
 
 The mark is no version of gossip's, so that both share one port.  The engine knows which part of it
 each mark is for (`Receiver`).
@@ -32,6 +35,13 @@ HANDOVERS_BURST_MAX = 200
 class Handover(enum.IntEnum):
     """The first byte.  The values are part of the wire format.  Only append."""
 
+    RELAY_REQUEST = 0xE0
+    RELAY_GRANT = 0xE1
+    RELAY_REFUSED = 0xE2
+    RELAY_RELEASE = 0xE3
+    RELAY_DRAINING = 0xE4
+    RELAY_GONE = 0xE5
+    CALL = 0xE8
     ADMISSION_REQUEST = 0xF1
     ADMISSION_VERDICT = 0xF2
     RENEWAL_REQUEST = 0xF3
@@ -43,6 +53,8 @@ class Handover(enum.IntEnum):
     BOOTSTRAP_KEY = 0xF9
     REVOKED = 0xFA
     OWN_RECORD = 0xFB
+    REKEY_REQUEST = 0xFC
+    REKEY_VERDICT = 0xFD
 
 
 class Receiver(Protocol):

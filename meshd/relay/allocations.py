@@ -195,14 +195,15 @@ class Allocations:
 
     # Changes
 
-    def request(self, source: NodeId, other: NodeId, now: float) -> Allocation:
+    def request(self, source: NodeId, other: NodeId, now: float, *, new: bool = True) -> Allocation:
         """Allot two ports to a pair, or hold on to those it has.  Raise Refusal.
 
-        Both are members, other than this node, and the one is not the other.
+        Both are members, other than this node, and the one is not the other.  `new`: whether pairs
+        that have no ports are to get any.
         """
         assert source != other
         try:
-            allocation = self._request(pair_of(source, other), source, now)
+            allocation = self._request(pair_of(source, other), source, now, new=new)
         except Refusal:
             self._counts["refused"] += 1
             raise
@@ -334,7 +335,7 @@ class Allocations:
     def _soonest(self) -> tuple[tuple[float, Pair] | None, tuple[float, int] | None]:
         return self._due.soonest(), self._former_due.soonest()
 
-    def _request(self, pair: Pair, source: NodeId, now: float) -> Allocation:
+    def _request(self, pair: Pair, source: NodeId, now: float, *, new: bool) -> Allocation:
         if not self._requests.take(source, now):
             raise Refusal(Reason.TOO_OFTEN)
         known = self._allocations.get(pair)
@@ -342,6 +343,8 @@ class Allocations:
             return known
         if self.draining:
             raise Refusal(Reason.DRAINING)
+        if not new:
+            raise Refusal(Reason.NOT_RELAYING)
         if max(self._of_member[member] for member in pair) >= PAIRS_OF_ONE_MAX:
             raise Refusal(Reason.TOO_MANY)
         if not self._free:

@@ -24,14 +24,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from meshd.codec import Fields, pack
 from meshd.errors import BadPacket
 from meshd.keys import KEY_BYTES, NodeId
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 PORT_MAX = 0xFFFF
 LIFETIME_MAX = 3600
@@ -102,91 +99,81 @@ class Gone:
 Message: TypeAlias = Request | Grant | Refused | Release | Draining | Gone
 
 
-class Mark(enum.IntEnum):
-    """The byte in front.  The values are part of the wire format (`meshd.engine.handover`)."""
-
-    REQUEST = 0xE0
-    GRANT = 0xE1
-    REFUSED = 0xE2
-    RELEASE = 0xE3
-    DRAINING = 0xE4
-    GONE = 0xE5
-
-
-def encode(message: Message) -> tuple[Mark, bytes]:
-    """Return the mark and the map of a message."""
+def encode(message: Message) -> bytes:
+    """Return the map of a message."""
     match message:
-        case Request(other):
-            return Mark.REQUEST, pack({1: other})
         case Grant(other, port, lifetime, rtt, load):
             fields: dict[int, object] = {1: other, 2: port, 3: lifetime}
             if rtt is not None:
                 fields[4] = min(round(rtt * 1e6), RTT_MICROSECONDS_MAX)
             if load:
                 fields[5] = load
-            return Mark.GRANT, pack(fields)
+            return pack(fields)
         case Refused(other, reason):
-            return Mark.REFUSED, pack({1: other, 2: int(reason)})
-        case Release(other):
-            return Mark.RELEASE, pack({1: other})
+            return pack({1: other, 2: int(reason)})
         case Draining(draining):
-            return Mark.DRAINING, pack({1: True} if draining else {})
-        case Gone(other):
-            return Mark.GONE, pack({1: other})
+            return pack({1: True} if draining else {})
+        case Request(other) | Release(other) | Gone(other):
+            return pack({1: other})
 
 
-def decode_untrusted(mark: Mark, data: bytes) -> Message:
-    """Parse the map behind a mark."""
-    fields = Fields.unpack_untrusted(data, what=f"relay {mark.name.lower()}")
-    message = _READERS[mark](fields)
-    fields.done()
-    return message
+def decode_request_untrusted(data: bytes) -> Request:
+    """Parse a request."""
+    return Request(_only_other_untrusted(data, "relay request"))
 
 
-def _request(fields: Fields) -> Request:
-    return Request(_other(fields))
-
-
-def _grant(fields: Fields) -> Grant:
+def decode_grant_untrusted(data: bytes) -> Grant:
+    """Parse a grant."""
+    fields = Fields.unpack_untrusted(data, what="relay grant")
     port = fields.uint(2, maximum=PORT_MAX)
     lifetime = fields.uint(3, maximum=LIFETIME_MAX)
     if not port or not lifetime:
         raise BadPacket("relay grant of nothing")
-    return Grant(
+    grant = Grant(
         _other(fields),
         port,
         lifetime,
         rtt=fields.uint(4, maximum=RTT_MICROSECONDS_MAX) / 1e6 if fields.has(4) else None,
         load=fields.uint(5, maximum=LOAD_MAX, default=0),
     )
+    fields.done()
+    return grant
 
 
-def _refused(fields: Fields) -> Refused:
+def decode_refused_untrusted(data: bytes) -> Refused:
+    """Parse a refusal."""
+    fields = Fields.unpack_untrusted(data, what="relay refusal")
     number = fields.uint(2, maximum=REASON_MAX)
-    return Refused(_other(fields), Reason(number) if number in set(Reason) else Reason.OTHER)
+    reason = Reason(number) if number in set(Reason) else Reason.OTHER
+    refused = Refused(_other(fields), reason)
+    fields.done()
+    return refused
 
 
-def _release(fields: Fields) -> Release:
-    return Release(_other(fields))
+def decode_release_untrusted(data: bytes) -> Release:
+    """Parse a release."""
+    return Release(_only_other_untrusted(data, "relay release"))
 
 
-def _draining(fields: Fields) -> Draining:
-    return Draining(fields.flag(1))
+def decode_draining_untrusted(data: bytes) -> Draining:
+    """Parse what a relay says of its service."""
+    fields = Fields.unpack_untrusted(data, what="relay draining")
+    draining = Draining(fields.flag(1))
+    fields.done()
+    return draining
 
 
-def _gone(fields: Fields) -> Gone:
-    return Gone(_other(fields))
+def decode_gone_untrusted(data: bytes) -> Gone:
+    """Parse the end of a pair."""
+    return Gone(_only_other_untrusted(data, "relay gone"))
+
+
+def _only_other_untrusted(data: bytes, what: str) -> NodeId:
+    fields = Fields.unpack_untrusted(data, what=what)
+    other = _other(fields)
+    fields.done()
+    return other
 
 
 def _other(fields: Fields) -> NodeId:
     return NodeId(fields.blob(1, size=KEY_BYTES))
-
-
-_READERS: Mapping[Mark, Callable[[Fields], Message]] = {
-    Mark.REQUEST: _request,
-    Mark.GRANT: _grant,
-    Mark.REFUSED: _refused,
-    Mark.RELEASE: _release,
-    Mark.DRAINING: _draining,
-    Mark.GONE: _gone,
-}
