@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from meshd.keys import NodeId
 
 LOOK_INTERVAL_MIN = 0.05
-LOOK_INTERVAL_PER_PEER = 40e-6  # a peer takes 10 µs to read: a quarter of the time at the most
+SECONDS_PER_PEER = 10e-6  # that a look takes
+LOOK_INTERVAL_PER_PEER = 4 * SECONDS_PER_PEER  # a quarter of the time at the most
 PEERS_MAX = 4_000  # 40 ms
 
 

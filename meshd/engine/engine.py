@@ -34,6 +34,8 @@ from meshd.bootstrap.limits import Buckets
 from meshd.engine import events
 from meshd.engine.admission import Admission
 from meshd.engine.approval import Approval
+from meshd.engine.calling import Calling
+from meshd.engine.carriage import Carriage
 from meshd.engine.clones import Clones
 from meshd.engine.entry import Entry
 from meshd.engine.epochs import Epochs
@@ -50,9 +52,13 @@ from meshd.engine.invites import Invites
 from meshd.engine.presence import Presence
 from meshd.engine.preshared import Preshared
 from meshd.engine.reactions import Reactions
+from meshd.engine.rekeying import Rekeying
+from meshd.engine.relays import HANDOVERS as RELAY_HANDOVERS
+from meshd.engine.relays import Relays
 from meshd.engine.renewal import Renewal
 from meshd.engine.revoking import Revoking
 from meshd.engine.rotation import Rotation
+from meshd.engine.takings import Takings
 from meshd.errors import BadPacket
 from meshd.gossip.claim import MemberState
 from meshd.gossip.node import Node
@@ -66,9 +72,11 @@ from meshd.underlay import DatagramType, Timer, datagram_type_untrusted
 from meshd.wg.types import DeviceStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from ipaddress import IPv6Address
     from random import Random
 
+    from meshd.carrier.resort import CarrierState
     from meshd.codec import IPAddress
     from meshd.engine.config import EngineConfig, Memory
     from meshd.engine.events import Detail, Event
@@ -77,8 +85,10 @@ if TYPE_CHECKING:
     from meshd.engine.revoking import Draft
     from meshd.engine.rotation import WireGuardKeys
     from meshd.engine.sealing import Draft as SealingDraft
+    from meshd.keys import MeshKey, NodeKey
     from meshd.plan.plan import DesiredState
     from meshd.preshared.kem import Kem
+    from meshd.relay.hello import RelayOutgoing
     from meshd.trust.credential import Credential
     from meshd.trust.fact import Fact
     from meshd.trust.standing import Standing
@@ -104,7 +114,7 @@ class Engine:
         """`rng` must be unpredictable outside tests: nonces and keys are made from it."""
         self.identity = identity
         self.config = config
-        self.ledger = Ledger(identity.mesh, roots=identity.roots)
+        self.ledger = Ledger(identity.mesh, own=identity.node, roots=identity.roots)
         self.plan_revision = 0
         self.bad_packets: Counter[str] = Counter()
         self.swamped = False  # by datagrams on the underlay: set by the driver
@@ -114,6 +124,8 @@ class Engine:
         self._overlay: list[tuple[bytes, IPv6Address]] = []
         self.clones = Clones(self, rng=rng, now=now, wall=wall)
         self.presence = Presence(self, sequence=memory.sequence)
+        self.carriage = Carriage(self, rng=rng, now=now)
+        self.rekeying = Rekeying(self, rng=rng)
         self._nodes_by_ipv6: dict[IPv6Address, NodeId] = {}
         self.path = Agent(
             identity.node_key,
@@ -144,11 +156,14 @@ class Engine:
         self.approval = Approval(self, rng=rng, now=now)
         self.invites = Invites(self)
         self.revoking = Revoking(self)
+        self.takings = Takings(self)
         self.following = Following(self, now=now)
         self.epochs = Epochs(self, rng=rng, now=now)
         self.renewal = Renewal(self, rng=rng, now=now)
         self.rotation = Rotation(self, keys=memory.keys, rng=rng, now=now, wall=wall)
         self.preshared = Preshared(self, memory=memory.keyrings, rng=rng, now=now)
+        self.calling = Calling(self, rng=rng)
+        self.relays = Relays(self, memory=memory.allocations, rng=rng, now=now, wall=wall)
         self._handovers: Buckets[NodeId] = Buckets(
             rate=HANDOVERS_PER_SECOND_MAX, burst=HANDOVERS_BURST_MAX, keys_max=MEMBERS_MAX
         )
@@ -164,6 +179,10 @@ class Engine:
             Handover.RENEWAL_REQUEST: self.renewal,
             Handover.RENEWAL_VERDICT: self.renewal,
             Handover.OWN_RECORD: self.rotation,
+            Handover.CALL: self.calling,
+            **dict.fromkeys(RELAY_HANDOVERS, self.relays),
+            Handover.REKEY_REQUEST: self.rekeying,
+            Handover.REKEY_VERDICT: self.rekeying,
         }
         self.revoking.judge()
         for node in self.ledger.members():
@@ -188,7 +207,7 @@ class Engine:
             return False
         let_in = False
         match kind:
-            case DatagramType.PATH_PROBE:
+            case DatagramType.PATH_PROBE | DatagramType.RELAY_HELLO:
                 let_in = self.path.receive_datagram(datagram, source, local, now)
             case DatagramType.BOOTSTRAP_REQUEST | DatagramType.REQUEST_WITH_COOKIE:
                 let_in = self.admission.receive_request(datagram, source, local, now)
@@ -201,6 +220,39 @@ class Engine:
         self._settle(now, wall)
         return let_in
 
+    def receive_relay_datagram(
+        self,
+        datagram: bytes,
+        source: Endpoint,
+        port: int,
+        local: IPAddress,
+        now: float,
+        wall: float,
+    ) -> bool:
+        """Handle a hello, from anybody, at a port that we relay by.  Return as above."""
+        if self.clones.silent:
+            return False
+        let_in = self.relays.receive_datagram(datagram, source, port, local, now)
+        self._settle(now, wall)
+        return let_in
+
+    def relay_traffic(
+        self, traffic: Mapping[int, tuple[int, int]], strangers: int, now: float
+    ) -> None:
+        """Take the datagrams and bytes forwarded, by port, and those of strangers, since last."""
+        del now
+        self.relays.take_traffic(traffic, strangers)
+
+    def drain(self, now: float, wall: float, *, draining: bool) -> None:
+        """Have those that are relayed here move elsewhere, or take new ones again."""
+        self.relays.drain(draining=draining)
+        self._settle(now, wall)
+
+    def relay_port_taken(self, port: int, now: float, wall: float) -> None:
+        """Take that a port we would relay by is some other program's."""
+        self.relays.port_taken(port)
+        self._settle(now, wall)
+
     def overlay_datagram(
         self, datagram: bytes, source: IPv6Address, now: float, wall: float
     ) -> None:
@@ -209,6 +261,7 @@ class Engine:
         if node is None:
             self.bad_packets["overlay source is no member"] += 1
             return
+        self._reactions.traffic.note_own(node, datagram)
         if is_handover(datagram):
             if self._handovers.take(node, now):
                 kind, _ = split(datagram)
@@ -249,6 +302,7 @@ class Engine:
         self.path.handle_timer(now)
         self.gossip.handle_timer(now)
         self.entry.handle_timer(now, wall)
+        self.carriage.handle_timer(now)
         self.presence.handle_timer(now)
         self.admission.handle_timer(now)
         self.preshared.handle_timer(now, wall)
@@ -257,13 +311,26 @@ class Engine:
         self.following.handle_timer(now, wall)
         self.epochs.handle_timer(now)
         self.rotation.handle_timer(now, wall)
+        self.relays.handle_timer(now)
+        self.rekeying.handle_timer(now, wall)
         self._settle(now, wall)
 
     def seeds_resolved(
         self, found: dict[str, tuple[Endpoint, ...]], now: float, wall: float
     ) -> None:
         """Take the addresses that the seeds' names have at present."""
-        self.entry.seeds_resolved(found, now)
+        self.entry.seeds_resolved(self.carriage.seeds_resolved(found, now), now)
+        self._settle(now, wall)
+
+    def carriers_observed(
+        self,
+        states: dict[int, CarrierState],
+        clients: frozenset[Endpoint],
+        now: float,
+        wall: float,
+    ) -> None:
+        """Take what has become of `carriage.wanted`, and who is connected to us."""
+        self.carriage.observed(states, clients, now)
         self._settle(now, wall)
 
     def local_changed(self, addresses: tuple[IPAddress, ...], now: float, wall: float) -> None:
@@ -279,6 +346,22 @@ class Engine:
         )
         self._settle(now, wall)
 
+    def port_mapped(self, endpoint: Endpoint | None, now: float, wall: float) -> None:
+        """Take where our port is reached by our router's; None: nowhere."""
+        self.presence.take_mapped(endpoint)
+        self._settle(now, wall)
+
+    def routes_changed(self, now: float, wall: float) -> None:
+        """Take that datagrams leave this host by another way than before."""
+        self.path.routes_changed(now)
+        self._settle(now, wall)
+
+    def resumed(self, now: float, wall: float) -> None:
+        """Take that this machine has slept: `now` has stood still, for others it went on."""
+        self.gossip.resumed(now)
+        self.path.resumed(now)
+        self._settle(now, wall)
+
     def device_observed(self, device: DeviceStatus, now: float, wall: float) -> None:
         """Take what the WireGuard device holds, after a poll or a change."""
         self.device = device
@@ -287,6 +370,8 @@ class Engine:
             if node in self.key_conflicts:
                 peer = None  # the peer of that key is another member
             self.path.peer_installed(node, now, installed=peer is not None)
+            if peer is not None:
+                self.preshared.peer_observed(node, peer, wall)
             if peer is not None and peer.endpoint is not None:
                 self.path.endpoint_observed(node, peer.endpoint, now)
         self._reactions.contact_ready(now)
@@ -298,7 +383,7 @@ class Engine:
     def counters_observed(self, device: DeviceStatus | None, now: float, wall: float) -> None:
         """Take what the device's counters are, after `wants_look`; None if it cannot be read."""
         if device is None:
-            self._reactions.counters.give_up()
+            self._reactions.give_up_counters(now)
             return
         self._reactions.take_counters(device, now)
         self._settle(now, wall)
@@ -321,6 +406,13 @@ class Engine:
     def rotate_key(self, now: float, wall: float) -> None:
         """Begin to replace our WireGuard key; notices tell how it goes on."""
         self.rotation.ask(now, wall)
+        self._settle(now, wall)
+
+    def rotate_node_key(
+        self, key: NodeKey, mesh_key: MeshKey | None, now: float, wall: float
+    ) -> None:
+        """Prepare to go on under another node id; its key is on disk.  `SwitchNode` ends it."""
+        self.rekeying.begin(key, mesh_key, now, wall)
         self._settle(now, wall)
 
     def keys_saved(self, keys: WireGuardKeys, now: float, wall: float, *, done: bool) -> None:
@@ -352,10 +444,10 @@ class Engine:
 
     def forget(self, node: NodeId, now: float, wall: float) -> None:
         """Drop what is known of a member.  It comes back if it is alive after all."""
-        self.ledger.forget(node)
-        self.gossip.forget(node, now)
-        self.drop_member(node, now)
-        self._emit(events.RecordForgotten(node))
+        for each in self.ledger.lineage.line(node):  # or one that it was before would be back
+            self.ledger.forget(each)
+            self.gossip.forget(each, now)
+            self._record_gone(each, now)
         self._settle(now, wall)
 
     # Outputs
@@ -370,11 +462,17 @@ class Engine:
         ]
         return [] if self.clones.silent else datagrams
 
+    def relay_datagrams(self) -> list[RelayOutgoing]:
+        """Take what is to be sent from ports that we relay by."""
+        datagrams = self.relays.datagrams_to_send()
+        return [] if self.clones.silent else datagrams
+
     def overlay_datagrams(self) -> list[tuple[bytes, IPv6Address]]:
         """Take what is to be sent through the tunnels, each with its member's address."""
         datagrams, self._overlay = self._overlay, []
         for datagram, node in self.gossip.datagrams_to_send():
             datagrams.append((datagram, self.ipv6_of(node)))
+        self._reactions.note_own(datagrams)
         return [] if self.clones.silent else datagrams
 
     def streams_to_open(self) -> list[OverlayStream]:
@@ -386,7 +484,7 @@ class Engine:
 
     def wants_look(self, now: float) -> bool:
         """Return whether the device is to be observed now, for `counters_observed`."""
-        return now >= self._reactions.counters.at
+        return now >= self._reactions.look_at
 
     def next_event(self) -> Event | None:
         """Take the oldest event."""
@@ -401,6 +499,7 @@ class Engine:
             self.gossip.get_timer(),
             self.path.get_timer(),
             self.entry.get_timer(),
+            self.carriage.get_timer(),
             self.presence.get_timer(),
             self.admission.get_timer(),
             self.preshared.get_timer(),
@@ -409,7 +508,9 @@ class Engine:
             self.following.get_timer(),
             self.epochs.get_timer(),
             self.rotation.get_timer(),
-            Timer(self._reactions.counters.at, "look at the device"),
+            self.relays.get_timer(),
+            self.rekeying.get_timer(),
+            Timer(self._reactions.look_at, "look at the device"),
         )
         soonest = min((timer for timer in timers if timer is not None), key=lambda timer: timer.at)
         return Timer(soonest.at, str(soonest.reason))
@@ -425,7 +526,6 @@ class Engine:
                 ipv4=self.presence.ipv4,
                 ipv4_prefix=self.identity.ipv4_prefix,
                 ipv6=self.identity.ipv6,
-                behind_nat=self.path.behind_nat,
                 retired_ipv4=self.presence.retired,
             ),
             (
@@ -444,6 +544,10 @@ class Engine:
     def is_member_address(self, address: IPv6Address) -> bool:
         """Return whether an overlay address is another member's."""
         return address in self._nodes_by_ipv6
+
+    def member_at(self, address: IPv6Address) -> NodeId | None:
+        """Return the member whose overlay address that is, if it is another one's."""
+        return self._nodes_by_ipv6.get(address)
 
     def others(self) -> list[tuple[NodeId, Standing]]:
         """Return all admitted members but ourselves, in the order of their ids."""
@@ -506,6 +610,9 @@ class Engine:
         Returns what the ledger holds under its key from here on, None if it has no room.
         """
         merge = self.ledger.merge_untrusted(kind, blob, wall)
+        for node in merge.evicted:
+            self.gossip.forget(node, now)
+            self.record_evicted(node, now)
         if merge.outcome is Outcome.FULL:
             self.bad_packets[NO_ROOM] += 1
         if merge.fact is not None and merge.outcome is Outcome.EQUIVOCATION:
@@ -522,6 +629,7 @@ class Engine:
         if identity.bootstrap_key != self.identity.bootstrap_key:
             self.path.rekey(identity.bootstrap_key, identity.older_bootstrap_key)
             self.admission.rekey(identity.bootstrap_key, identity.older_bootstrap_key)
+            self.relays.rekey(identity.bootstrap_key, identity.older_bootstrap_key)
         self.identity = identity
         self.path.exclude(self.presence.networks, now)
         self.presence.due = True
@@ -553,6 +661,7 @@ class Engine:
             busy = self.following.settle(now, wall) or busy
             busy = self.preshared.settle(now, wall) or busy
             busy = self.approval.settle() or busy
+            busy = self.relays.settle(now, wall) or busy
             busy = self.presence.refresh(now, wall) or busy
 
     # Facts
@@ -588,9 +697,11 @@ class Engine:
             if standing is not None:
                 self.presence.met_elsewhere(standing, now)
         elif standing is not None and standing.admitted:
+            self.rekeying.took(node, now)
             self._nodes_by_ipv6[self.ipv6_of(node)] = node
             record = standing.record
             self.clones.heard(record, now)
+            self.carriage.record_changed(record, now)
             self.path.update_peer(
                 node,
                 record.candidates,
@@ -603,11 +714,29 @@ class Engine:
         else:
             self.drop_member(node, now)
 
+    def record_evicted(self, node: NodeId, now: float) -> None:
+        """Act on a record that the ledger has dropped for another."""
+        if self.ledger.standing(node) is None:  # it may have come back since
+            self.notice(
+                "record-evicted",
+                node,
+                "is shown no more: the mesh holds as many records as it can, and others rank "
+                "before it; `meshctl forget` those that are gone, or revoke whoever made them up",
+            )
+            self._record_gone(node, now)
+
+    def _record_gone(self, node: NodeId, now: float) -> None:
+        self.drop_member(node, now)
+        self._emit(events.RecordForgotten(node))
+
     def drop_member(self, node: NodeId, now: float) -> None:
         """Forget a node that is no member any more."""
+        self.rekeying.dropping(node)
         self._nodes_by_ipv6.pop(self.ipv6_of(node), None)
         self._reactions.member_dropped(node)
+        self.carriage.member_dropped(node, now)
         self.rotation.member_dropped(node)
+        self.relays.member_dropped(node)
         self.presence.due = True  # the address it had may be free for us, or another
         self.preshared.remove(node)
         self.path.remove_peer(node, now)
@@ -619,13 +748,14 @@ class Engine:
         view = self.gossip.member(node)
         return PlannedMember(
             node=node,
-            admitted_at=standing.credential.admitted_at,
+            admitted_at=standing.admitted_at,
             wireguard_key=standing.record.wireguard_key,
             ipv4=self.presence.addresses.get(node),
             ipv6=self.ipv6_of(node),
             preshared_key=self.preshared.preshared_key(node),
             live=view is not None and view.state in _LIVE,
             endpoint=self.path.endpoint(node),
+            keepalive=self.path.keepalive(node),
         )
 
     # Events

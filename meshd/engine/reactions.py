@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from meshd.engine import events
 from meshd.engine.counters import CounterWatch
+from meshd.engine.traffic import TrafficWatch
 from meshd.engine.wording import Wording
 from meshd.errors import BadPacket
 from meshd.gossip import events as gossip_events
@@ -23,6 +24,9 @@ from meshd.path import events as path_events
 from meshd.trust.fact import FactKind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from ipaddress import IPv6Address
+
     from meshd.engine.engine import Engine
     from meshd.gossip.cause import Cause
     from meshd.wg.types import DeviceStatus
@@ -42,6 +46,7 @@ class Reactions:
     def __init__(self, engine: Engine, *, now: float) -> None:
         self._engine = engine
         self.counters = CounterWatch(span=engine.config.gossip.probe_timeout_min * 2 / 3, now=now)
+        self.traffic = TrafficWatch(engine)
         self._wording = Wording(engine.name_of, engine.ledger.members)
         self._left: dict[NodeId, float] = {}  # who has left and not shown up since; when
         self._ready: dict[NodeId, float] = {}  # path proven, but not in the kernel yet; its RTT
@@ -54,12 +59,15 @@ class Reactions:
         """Forget a node that is no member any more."""
         self._left.pop(node, None)
         self._ready.pop(node, None)
+        self.traffic.forget(node)
 
     def on_gossip(self, event: gossip_events.Event, now: float) -> None:
         """Act on what the gossip core tells."""
         match event:
             case gossip_events.MemberJoined(node):
-                self._engine.notice("member-joined", node, "joined the mesh")
+                if not self._engine.rekeying.follows(node):
+                    self._engine.notice("member-joined", node, "joined the mesh")
+                    self._engine.takings.joined(node)
             case gossip_events.MemberRemoved(node):
                 self._engine.drop_member(node, now)
             case gossip_events.MemberStateChanged(node, _, after, incarnation, cause):
@@ -77,6 +85,8 @@ class Reactions:
                 self.counters.want(node, now)
             case gossip_events.FactLearned(fact, _):
                 self._engine.fact_changed(fact, now)
+            case gossip_events.RecordEvicted(node):
+                self._engine.record_evicted(node, now)
             case gossip_events.EquivocationSeen(fact, _):
                 self._engine.clones.equivocation(NodeId(fact.key), now)
             case gossip_events.IncarnationRaised(incarnation):
@@ -102,8 +112,11 @@ class Reactions:
         )
         self._left.pop(node, None)
         self._engine.preshared.state_changed(node, alive=after is MemberState.ALIVE)
+        live = after in {MemberState.ALIVE, MemberState.SUSPECT}
+        self._engine.path.peer_wanted(node, now, wanted=live)
         if after is MemberState.LEFT:
             self._left[node] = now
+            self._engine.relays.member_gone(node)
         elif after is not MemberState.ALIVE:
             self._engine.path.peer_suspect(node, now)
         self._engine.replan()
@@ -111,17 +124,25 @@ class Reactions:
     def on_path(self, event: path_events.Event, now: float, wall: float) -> None:
         """Act on what the path core tells."""
         match event:
-            case path_events.EndpointSelected(node, endpoint, _, before, reason):
+            case path_events.EndpointSelected():
+                self._on_endpoint(event, now, wall)
+            case path_events.RelayWanted() | path_events.RelayUnwanted():
+                self._engine.relays.on_path(event, now, wall)
+            case path_events.RelaySilent():
+                self._engine.relays.on_path(event, now, wall)
+            case path_events.CallWanted(node):
+                self._engine.calling.call(node)
+            case path_events.PathFailed(node, endpoint, silent_for):
                 self._engine.notice(
-                    "path-changed",
+                    "path-failed",
                     node,
-                    f"is reached at {endpoint}: {reason}",
-                    path="direct",
+                    f"does not answer at {endpoint}: silent for {silent_for:.1f} s under traffic",
                     endpoint=str(endpoint),
-                    before=None if before is None else str(before),
                 )
+            case path_events.KeepaliveChanged():
                 self._engine.replan()
             case path_events.PeerReady(node, rtt):
+                self.traffic.wake(now)
                 self._ready[node] = rtt
                 self.contact_ready(now)
             case path_events.RecordReceived(blob, source):
@@ -140,8 +161,47 @@ class Reactions:
             case path_events.BadPacketReceived(_, reason):
                 self._engine.bad_packets[reason] += 1
 
+    def _on_endpoint(self, event: path_events.EndpointSelected, now: float, wall: float) -> None:
+        relay = None if event.relay is None else self._engine.name_of(event.relay)
+        by_way = "" if relay is None else f" by way of {relay}"
+        self._engine.notice(
+            "path-changed",
+            event.node,
+            f"is reached at {event.endpoint}{by_way}: {event.reason}",
+            path="direct" if relay is None else "relayed",
+            relay=relay,
+            endpoint=str(event.endpoint),
+            before=None if event.before is None else str(event.before),
+        )
+        self._engine.relays.on_path(event, now, wall)
+        self._engine.replan()
+        self.traffic.wake(now)
+        if event.hurry:
+            # Something has to be sent by the new path at once, for the other side's WireGuard.
+            view = self._engine.path.view(event.node)
+            assert view is not None
+            self._ready[event.node] = view.rtt
+            self._engine.emit(events.HurryDevice())
+
+    @property
+    def look_at(self) -> float:
+        """When somebody should look at the device's counters: infinity if never."""
+        return min(self.counters.at, self.traffic.at)
+
+    def note_own(self, datagrams: Iterable[tuple[bytes, IPv6Address]]) -> None:
+        """Take what meshd sends through the tunnels."""
+        for datagram, address in datagrams:
+            node = self._engine.member_at(address)
+            if node is not None:
+                self.traffic.note_own(node, datagram)
+
+    def give_up_counters(self, now: float) -> None:
+        """Take that the device cannot be read for the moment."""
+        self.counters.give_up()
+        self.traffic.give_up(now)
+
     def take_counters(self, device: DeviceStatus, now: float) -> None:
-        """Tell the gossip core through whose tunnel something has come since it asked."""
+        """Tell the cores through whose tunnel something has come."""
 
         def rx_bytes(node: NodeId) -> int | None:
             standing = self._engine.ledger.standing(node)
@@ -153,6 +213,20 @@ class Reactions:
         self.counters.looked(len(device.peers), now)
         for node in self.counters.observed(rx_bytes, now):
             self._engine.gossip.carried(node, now)
+        if now >= self.traffic.at:
+            self._take_traffic(device, now)
+
+    def _take_traffic(self, device: DeviceStatus, now: float) -> None:
+        peers = [
+            (node, peer)
+            for node, standing in self._engine.others()
+            if (peer := device.peers.get(standing.record.wireguard_key)) is not None
+            and node not in self._engine.key_conflicts
+        ]
+        self.traffic.observed(peers, now)
+        for node, peer in peers:
+            if peer.endpoint is not None:
+                self._engine.path.endpoint_observed(node, peer.endpoint, now)
 
     def _returned(self, node: NodeId) -> None:
         """Give a member that had left its tunnel back: only through that it can say so."""
@@ -182,6 +256,9 @@ class Reactions:
             self._engine.bad_packets["probe from a revoked node"] += (
                 1  # nothing it says is passed on
             )
+            return
+        if self._engine.ledger.lineage.in_place_of(source) is not None:
+            self._engine.bad_packets["probe from a succeeded node"] += 1
             return
         try:
             ended = self._engine.following.has_ended_untrusted(blob)

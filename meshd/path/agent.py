@@ -57,6 +57,7 @@ from meshd.path.events import (
     CallWanted,
     EndpointSelected,
     PeerReady,
+    RecordReceived,
 )
 from meshd.path.hearing import Hearing
 from meshd.path.peer import Peer, rank
@@ -343,19 +344,23 @@ class Agent:
         self.announce(peer)
         self.search(peer, now)
 
-    def traffic(self, node: NodeId, now: float) -> None:
-        """Take that a peer's tunnel carries something besides our own gossip."""
+    def traffic(self, node: NodeId, now: float, *, lasts: float) -> None:
+        """Take that a peer's tunnel carries something besides what meshd sends, and may go on."""
         peer = self.peers.get(node)
         if peer is not None:
-            self.watching.traffic(peer, now)
+            self.watching.traffic(peer, now, lasts=lasts)
             self.relaying.review(peer, now)
 
-    def called(self, node: NodeId, now: float) -> None:
-        """Take that a peer pings us at this moment, and cannot reach us: ping it everywhere."""
+    def called(self, node: NodeId, record: bytes, now: float) -> None:
+        """Take that a peer pings us at this moment, and cannot reach us: ping it everywhere.
+
+        `record` is its own, not looked at: see `RecordReceived`.
+        """
         peer = self.peers.get(node)
         if peer is None or now - peer.calls_us_at < self.config.called_interval:
             return
         peer.calls_us_at = now
+        self.emit(RecordReceived(record, node))
         peer.attempt = min(peer.attempt, self.config.returning_attempt)
         for pair in peer.askable:
             if pair.relay is None and now - pair.asked_at >= self.config.probe_spacing:
@@ -433,12 +438,12 @@ class Agent:
         """Whether a member sees us come from an address that is not on this host."""
         return self.surroundings.own.behind_nat
 
-    def worth_watching(self, node: NodeId) -> bool:
-        """Whether there is another way to a peer, or may be one, than the one in use."""
+    def worth_watching(self, node: NodeId, *, relays: bool) -> bool:
+        """Whether there is another way to a peer than the one in use, or may be one by a relay."""
         peer = self.peers.get(node)
         if peer is None or peer.selected is None:
             return False
-        return len(peer.pairs) > 1 or peer.selected.path_class is not PathClass.LAN
+        return len(peer.pairs) > 1 or (relays and peer.path_class is not PathClass.LAN)
 
     def statistics(self) -> PathStatistics:
         """Return counts since the start."""

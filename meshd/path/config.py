@@ -34,8 +34,7 @@ class PathConfig:
     trial: float = 1.0  # a better pair has to do well for so long, see `upgrading`
     trial_max: float = 300.0  # after it has been lost again and again
     losses_forgotten_after: float = 600.0  # of use without any
-    watch_lifetime: float = 2.5  # a path is watched for so long after the last sign of traffic
-    check_interval: float = 0.25  # while it is
+    check_interval: float = 0.25  # of a path that carries traffic
     checks_per_second_max: int = 128  # of all paths; the interval grows where they are many
     late_min: float = 0.1  # an answer is not late before; see `Pair.patience`
     burst_interval: float = 0.04

@@ -99,7 +99,10 @@ class RelayUnwanted:
 
 @dataclass(frozen=True, slots=True)
 class RelaySilent:
-    """Hellos to our port of a relay have not been answered: it may be gone."""
+    """Hellos to our port of a relay are not answered, or nothing comes through it.
+
+    The relay may be gone, or the peer may be unable to reach it.
+    """
 
     node: NodeId
     relay: NodeId

@@ -46,6 +46,7 @@ HELLO_BACKOFF = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, HELLO_INTERVAL)
 HELLOS_UNANSWERED_MAX = 4  # then the relay is taken for gone
 CHALLENGED_MAX = 4  # hellos in a row that are said at once because of a challenge
 PROOF_BACKOFF = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, HELLO_INTERVAL)
+THROUGH_WITHIN = 5.0  # after it is bound: else the peer cannot reach that relay
 PINGS_UNANSWERED_MAX = 3  # then a spare is not proven any longer
 
 
@@ -63,6 +64,7 @@ class Port:
     challenge: bytes | None = None
     challenged: int = 0  # hellos in a row that a challenge has drawn
     unanswered: int = 0  # hellos
+    bound_at: float = math.inf  # since when nothing has come through, though it is bound
 
 
 class Relaying:
@@ -159,6 +161,7 @@ class Relaying:
         if not port.pair.bound:
             port.pair.bound = True
             port.pair.unanswered = 0
+            port.bound_at = now
             self._ask(port, now)
         self._plan(port)
         return True
@@ -232,6 +235,9 @@ class Relaying:
             return
         if pair.unanswered >= PINGS_UNANSWERED_MAX and pair is not port.peer.selected:
             pair.doubt()
+        if now - port.bound_at >= THROUGH_WITHIN:
+            port.bound_at = math.inf
+            self._agent.emit(RelaySilent(port.peer.node, port.relay))
         if now - pair.asked_at >= self._agent.config.probe_spacing:
             self._agent.prober.ping(port.peer, pair, now)
         step = min(pair.unanswered, len(PROOF_BACKOFF)) - 1
@@ -242,6 +248,7 @@ class Relaying:
         """Note that a pong has come through a port: it is asked again much later only."""
         port = self._by_address.get(pair.control)
         if port is not None:
+            port.bound_at = math.inf
             port.ping_at = now + HELLO_INTERVAL
             self._plan(port)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ class PathView:
     installed: bool
     installs_us: bool
     attempt: int
+    rtt: float  # seconds, by the path in use; inf where it is not known
     relay: NodeId | None  # by which it is reached
     seen_from: Endpoint | None  # where the peer sees us come from
     pairs: tuple[PairView, ...]
@@ -78,6 +80,7 @@ def view_of(peer: Peer) -> PathView:
         installed=peer.installed,
         installs_us=peer.installs_us,
         attempt=peer.attempt,
+        rtt=peer.selected.rtt if peer.selected else math.inf,
         relay=peer.selected.relay if peer.selected else None,
         seen_from=peer.selected.seen_from if peer.selected else None,
         pairs=tuple(

@@ -46,6 +46,7 @@ WARM_AGE_MAX = 20.0  # seconds since a spare has last been proven: it is asked e
 class Watch:
     """One path that is watched."""
 
+    until: float = -math.inf
     checked_at: float = -math.inf
     burst_began_at: float = math.inf
     pings: int = 0  # of the burst
@@ -63,12 +64,14 @@ class Watching:
     def __len__(self) -> int:
         return len(self._watches)
 
-    def traffic(self, peer: Peer, now: float) -> None:
-        """Take that a peer's tunnel carries something."""
+    def traffic(self, peer: Peer, now: float, *, lasts: float) -> None:
+        """Take that a peer's tunnel carries something, and may do so for some seconds."""
         peer.traffic_at = now
         if peer.node not in self._watches and len(self._watches) < PATHS_MAX:
             self._watches[peer.node] = Watch()
             self._due.set(peer.node, now)
+        if (watch := self._watches.get(peer.node)) is not None:
+            watch.until = now + lasts
 
     def forget(self, node: NodeId) -> None:
         """Stop watching a path."""
@@ -89,7 +92,7 @@ class Watching:
         """Check what is due."""
         while (node := self._due.pop_due(now)) is not None:
             peer, watch = self._agent.peers[node], self._watches[node]
-            if now - peer.traffic_at > self._agent.config.watch_lifetime:
+            if now > watch.until:
                 self.forget(node)
                 continue
             next_at = self._look(peer, watch, now)

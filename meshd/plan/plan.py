@@ -40,10 +40,6 @@ if TYPE_CHECKING:
     from meshd.keys import MeshId, NodeId, PresharedKey, WireGuardKey, WireGuardPrivateKey
     from meshd.wg.types import Endpoint
 
-# A NAT may forget an idle UDP mapping after 30 s (RFC 4787 REQ-5 asks for 2 minutes, many give
-# less); 25 s is what WireGuard's own documentation recommends.
-KEEPALIVE_BEHIND_NAT = 25
-
 # 1500, less an IPv6 header (40), a UDP header (8) and WireGuard's data header and tag (32).
 MTU_DEFAULT = 1420
 
@@ -59,6 +55,7 @@ class PlannedMember:
     ipv6: IPv6Address
     live: bool  # alive or suspect
     endpoint: Endpoint | None
+    keepalive: int = 0  # seconds, where a NAT of ours needs one; 0: none
     preshared_key: PresharedKey | None = None  # 32 zero bytes: none; None: leave what is there
 
 
@@ -73,7 +70,6 @@ class PlannedSelf:
     ipv4: IPv4Address | None
     ipv4_prefix: IPv4Network
     ipv6: IPv6Address
-    behind_nat: bool
     retired_ipv4: tuple[IPv4Address, ...] = ()  # ours until a moment ago
 
 
@@ -95,7 +91,7 @@ def make_plan(me: PlannedSelf, members: Iterable[PlannedMember]) -> DesiredState
             conflicts.append(member.node)
         else:
             owners[member.wireguard_key] = member
-    peers = {key: _peer(member, me) for key, member in owners.items()}
+    peers = {key: _peer(member) for key, member in owners.items()}
     return DesiredState(
         device=DeviceSpec(
             private_key=me.private_key,
@@ -108,7 +104,7 @@ def make_plan(me: PlannedSelf, members: Iterable[PlannedMember]) -> DesiredState
     )
 
 
-def _peer(member: PlannedMember, me: PlannedSelf) -> PeerSpec:
+def _peer(member: PlannedMember) -> PeerSpec:
     allowed_ips = {host_network(member.ipv6)}
     if member.ipv4 is not None:
         allowed_ips.add(host_network(member.ipv4))
@@ -116,7 +112,7 @@ def _peer(member: PlannedMember, me: PlannedSelf) -> PeerSpec:
         allowed_ips=frozenset(allowed_ips),
         endpoint=member.endpoint,
         preshared_key=member.preshared_key,
-        persistent_keepalive=KEEPALIVE_BEHIND_NAT if me.behind_nat and member.live else 0,
+        persistent_keepalive=member.keepalive if member.live else 0,
     )
 
 

@@ -121,7 +121,11 @@ class Node:
         remembered = None if mine is None else mine.record.ipv4
         before = self.ipv4
         own = own_claim(
-            self.credential, claims, prefix=self.prefix, wanted=(before, self.wanted, remembered)
+            self.credential,
+            claims,
+            admitted_at=self.credential.admitted_at,
+            prefix=self.prefix,
+            wanted=(before, self.wanted, remembered),
         )
         self.ipv4 = None if own is None else own.address
         if before not in {None, self.ipv4}:
@@ -180,7 +184,6 @@ class Node:
                 ipv4=addresses.get(self.node),
                 ipv4_prefix=self.prefix,
                 ipv6=overlay_address(MESH, self.node),
-                behind_nat=False,
             ),
             [
                 PlannedMember(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from meshd.addresses import overlay_address, overlay_prefix
 from meshd.codec import host_network
 from meshd.keys import MeshId, NodeId, PresharedKey, WireGuardKey, WireGuardPrivateKey
-from meshd.plan.plan import KEEPALIVE_BEHIND_NAT, PlannedMember, PlannedSelf, make_plan
+from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
 from meshd.wg.diff import diff_device
 from meshd.wg.types import DeviceStatus, Endpoint
 from wg.fake_device import FakeDevice
@@ -28,7 +28,6 @@ ME = PlannedSelf(
     ipv4=IPv4Address("100.64.0.1"),
     ipv4_prefix=PREFIX,
     ipv6=overlay_address(MESH, NodeId(b"s" * 32)),
-    behind_nat=False,
 )
 
 
@@ -53,14 +52,11 @@ members = st.lists(
         admitted_at=st.integers(0, 2),
         live=st.booleans(),
         endpoint=st.sampled_from([None, ENDPOINT]),
+        keepalive=st.sampled_from([0, 25]),
     ),
     unique_by=lambda member: member.node,
 )
-selves = st.builds(
-    lambda ipv4, behind_nat: replace(ME, ipv4=ipv4, behind_nat=behind_nat),
-    st.sampled_from([None, ME.ipv4]),
-    st.booleans(),
-)
+selves = st.builds(lambda ipv4: replace(ME, ipv4=ipv4), st.sampled_from([None, ME.ipv4]))
 
 
 @given(selves, members)
@@ -126,11 +122,11 @@ def test_a_device_brought_to_the_plan_needs_nothing_more(me, planned):
     assert diff_device(desired, device.observe(), applied_endpoints={}) is None
 
 
-@given(st.booleans(), st.booleans())
-def test_only_live_members_of_a_node_behind_a_nat_are_kept_alive(behind_nat, live):
-    plan = make_plan(replace(ME, behind_nat=behind_nat), [member(live=live)])
+@given(st.sampled_from([0, 10, 25]), st.booleans())
+def test_only_live_members_are_kept_alive_and_as_often_as_their_path_needs(keepalive, live):
+    plan = make_plan(ME, [member(live=live, keepalive=keepalive)])
 
-    wanted = KEEPALIVE_BEHIND_NAT if behind_nat and live else 0
+    wanted = keepalive if live else 0
     assert plan.device.peers[KEYS[0]].persistent_keepalive == wanted
 
 
