@@ -26,6 +26,7 @@ from meshd.ctl.audit import add_audit, audit
 from meshd.ctl.client import DEFAULT_RUNTIME_DIR, Client, find_socket
 from meshd.ctl.exits import Exit, Failed
 from meshd.ctl.invites import add_invite, add_invites, invite, invites
+from meshd.ctl.paths import add_why, drain, netcheck, relays, undrain, why
 from meshd.ctl.render import Screen
 from meshd.ctl.revoke import add_revoke, revoke
 from meshd.ctl.sealing import add_seal, seal
@@ -116,6 +117,11 @@ def make_parser() -> ArgumentParser:
     _add_status(add("status", commands.status, "this node, the members, and what is wrong"))
     add("peers", commands.peers, "the tunnels, as WireGuard has them")
     _add_ping(add("ping", commands.ping, "measure the way through the tunnel to a member"))
+    add_why(add("why", why, "why a member is reached as it is, and what was tried"))
+    add("netcheck", netcheck, "what this node's NAT does, and where others reach it")
+    add("relays", relays, "who relays for whom")
+    add("drain", drain, "relay for nobody, and have those that are relayed here move first")
+    add("undrain", undrain, "relay again")
     _add_wait(add("wait", commands.wait, "block until something holds"))
     add_invite(add("invite", invite, "make a token with which a machine can join"))
     add_invites(add("invites", invites, "which tokens are out, who came in by them; withdraw one"))
@@ -171,7 +177,11 @@ def _add_status(parser: ArgumentParser) -> None:
 def _add_ping(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="name, id or address")
     parser.add_argument(
-        "-c", "--count", type=reader(_count), default=4, metavar="N", help="how often (4)"
+        "-c",
+        "--count",
+        type=reader(_count),
+        metavar="N",
+        help=f"so often (until one is answered directly, at most {commands.PINGS_UNTIL_DIRECT})",
     )
     parser.add_argument(
         "-i",
@@ -215,6 +225,9 @@ def _add_keys(parser: ArgumentParser) -> None:
     )
     which.add_argument(
         "--bootstrap", action="store_true", help="rotate the bootstrap key: tokens become void"
+    )
+    which.add_argument(
+        "--node", action="store_true", help="rotate the node key: id and IPv6 address change"
     )
     parser.add_argument(
         "--mesh-key-file", type=Path, metavar="FILE", help="with --mesh: where the key was moved to"

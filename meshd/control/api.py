@@ -8,7 +8,11 @@
 | `GET /v1/wait?members=…&…&timeout=…`   | `meshd.wait/1`, as soon as it holds, or at the end   |
 | `… /v1/invites…`                       | see `meshd.control.invites`                          |
 | `… /v1/pending`, `/v1/approve`, `/v1/deny` | see `meshd.control.approval`                     |
+| `GET /v1/why?name=…`                   | see `meshd.control.why`                              |
+| `GET /v1/netcheck`                     | see `meshd.control.netcheck`                         |
+| `GET /v1/relays`, `POST /v1/drain`     | see `meshd.control.relaying`                         |
 | `GET /v1/keys`, `POST /v1/keys/rotate` | see `meshd.control.keys`                             |
+| `GET`, `POST /v1/keys/node`            | see `meshd.control.rekeying`                         |
 | `GET /v1/events?recent=…`              | `meshd.events/1`                                     |
 | `GET /v1/events?follow=1&recent=…`     | lines of `meshd.event/1`                             |
 | `POST /v1/leave`                       | `meshd.leave/1`; then the daemon ends                |
@@ -36,11 +40,15 @@ from meshd.control.fields import Fields
 from meshd.control.invites import InviteController, invite_routes
 from meshd.control.keys import keys_document
 from meshd.control.lookup import find_member
+from meshd.control.netcheck import netcheck_route
+from meshd.control.rekeying import RekeyingController, rekeying_routes
+from meshd.control.relaying import RelayController, relay_routes
 from meshd.control.revoking import revoke_route
 from meshd.control.routes import ApiError, Lines, Reply, bad_request
 from meshd.control.sealing import SealingController, sealing_routes
 from meshd.control.snapshot import STATES
 from meshd.control.waiting import Condition
+from meshd.control.why import why_route
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -48,6 +56,7 @@ if TYPE_CHECKING:
 
     from meshd.control.events import EventHub
     from meshd.control.keys import KeysSnapshot
+    from meshd.control.netcheck import NetcheckSnapshot
     from meshd.control.revoking import RevokeAnswer, RevokeRequest
     from meshd.control.routes import Document, Request, Routes
     from meshd.control.snapshot import (
@@ -56,6 +65,7 @@ if TYPE_CHECKING:
         PeerSnapshot,
         PingAnswer,
     )
+    from meshd.control.why import WhySnapshot
     from meshd.keys import NodeId
 
 PINGS_MAX = 1_000_000
@@ -72,7 +82,14 @@ WAIT_RECHECK_INTERVAL = 0.25
 MEMBERS_MAX = 65536
 
 
-class Controller(InviteController, ApprovalController, SealingController, Protocol):
+class Controller(
+    InviteController,
+    ApprovalController,
+    SealingController,
+    RekeyingController,
+    RelayController,
+    Protocol,
+):
     """The daemon, as requests see it.
 
     All methods run in the daemon's own trio loop, so what `status` returns is consistent.  They
@@ -95,6 +112,12 @@ class Controller(InviteController, ApprovalController, SealingController, Protoc
 
     async def ping(self, node: NodeId, timeout: float) -> PingAnswer:  # noqa: ASYNC109 - `rtt` is None then, nothing is raised
         """Ping a member through its tunnel once."""
+
+    def why(self, member: MemberSnapshot) -> WhySnapshot:
+        """Return what is known of the way to a member."""
+
+    def netcheck(self) -> NetcheckSnapshot:
+        """Return what is known of this node's network."""
 
     def keys(self) -> KeysSnapshot:
         """Return what may be shown of this node's keys."""
@@ -134,8 +157,12 @@ def make_routes(controller: Controller) -> Routes:
         ("POST", "/v1/leave"): api.leave,
         ("POST", "/v1/forget"): api.forget,
         ("POST", "/v1/revoke"): revoke_route(controller.revoke),
+        ("GET", "/v1/why"): why_route(controller.status, controller.why),
+        ("GET", "/v1/netcheck"): netcheck_route(controller.netcheck),
+        **relay_routes(controller),
         **invite_routes(controller),
         **sealing_routes(controller),
+        **rekeying_routes(controller),
         **approval_routes(controller),
         **audit_routes(lambda: controller.database),
     }
@@ -157,15 +184,16 @@ class _Api:
         fields = Fields(request.body)
         name = fields.needed_text("name")
         count = fields.whole("count", minimum=1, maximum=PINGS_MAX, default=4)
+        until_direct = fields.flag("until_direct")
         interval = fields.number(
             "interval", minimum=PING_INTERVAL_MIN, maximum=PING_INTERVAL_MAX, default=1.0
         )
         fields.done()
         member = find_member(self._controller.status(), name)
-        return Lines(self._pings(member, count, interval))
+        return Lines(self._pings(member, count, interval, until_direct=until_direct))
 
     async def _pings(
-        self, member: MemberSnapshot, count: int, interval: float
+        self, member: MemberSnapshot, count: int, interval: float, *, until_direct: bool
     ) -> AsyncGenerator[Document, None]:
         rtts = []
         for number in range(1, count + 1):
@@ -173,6 +201,8 @@ class _Api:
             answer = await self._controller.ping(member.id, PING_TIMEOUT)
             rtts.append(answer.rtt)
             yield views.ping_document(member, number, answer)
+            if until_direct and answer.rtt is not None and answer.path == "direct":
+                break
             if number < count:
                 await trio.sleep_until(started + interval)
         yield views.ping_summary_document(member, rtts)

@@ -84,7 +84,7 @@ def ping_document(member: MemberSnapshot, number: int, answer: PingAnswer) -> Do
         "schema": "meshd.ping/1",
         "member": member.name,
         "number": number,
-        "rtt_ms": _milliseconds(answer.rtt),
+        "rtt_ms": milliseconds(answer.rtt),
         "path": answer.path,
         "endpoint": _text(answer.endpoint),
         "relay": answer.relay,
@@ -99,15 +99,20 @@ def ping_summary_document(member: MemberSnapshot, rtts: Sequence[float | None]) 
         "member": member.name,
         "sent": len(rtts),
         "answered": len(answered),
-        "rtt_min_ms": _milliseconds(min(answered, default=None)),
-        "rtt_mean_ms": _milliseconds(sum(answered) / len(answered) if answered else None),
-        "rtt_max_ms": _milliseconds(max(answered, default=None)),
+        "rtt_min_ms": milliseconds(min(answered, default=None)),
+        "rtt_mean_ms": milliseconds(sum(answered) / len(answered) if answered else None),
+        "rtt_max_ms": milliseconds(max(answered, default=None)),
     }
 
 
 def rfc3339(at: float) -> str:
     """Return an instant in UTC, to the millisecond."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def milliseconds(span: float | None) -> float | None:
+    """Return a span of seconds as documents have it, in milliseconds."""
+    return None if span is None else round(span * 1000, 3)
 
 
 def _by_name(member: MemberSnapshot) -> tuple[str, bytes]:
@@ -149,7 +154,8 @@ def _member(member: MemberSnapshot) -> Document:
         "endpoint": _text(member.endpoint),
         "path": member.path,
         "relay": member.relay,
-        "rtt_ms": _milliseconds(member.rtt),
+        "transport": member.transport,
+        "rtt_ms": milliseconds(member.rtt),
         "last_handshake_s": _seconds(member.handshake_age),
         "rx_bytes": member.rx_bytes,
         "tx_bytes": member.tx_bytes,
@@ -202,7 +208,3 @@ def _seconds(span: float | None) -> float | None:
 def _instant(at: float | None) -> str | None:
     # A credential may end in any year, and a date has four digits for it.
     return None if at is None else rfc3339(min(at, _INSTANT_MAX))
-
-
-def _milliseconds(span: float | None) -> float | None:
-    return None if span is None else round(span * 1000, 3)

@@ -22,6 +22,7 @@ WATCH_INTERVAL = 1.0
 RETRY_INTERVAL = 0.05  # for a daemon that is being started
 WAIT_STEP_MAX = 20.0  # of one request; the server allows 30
 LEAVE_TIMEOUT = 30.0
+PINGS_UNTIL_DIRECT = 10  # a path that can be direct is so by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,13 @@ def peers(client: Client, _: argparse.Namespace, output: Output) -> Exit:
 
 
 def ping(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
-    """Ping a member; done if any ping was answered."""
-    body = {"name": arguments.name, "count": arguments.count, "interval": arguments.interval}
+    """Ping a member so often, or until the way is direct; done if any ping was answered."""
+    body = {
+        "name": arguments.name,
+        "count": arguments.count or PINGS_UNTIL_DIRECT,
+        "until_direct": arguments.count is None,
+        "interval": arguments.interval,
+    }
     answered = 0
     for document in client.lines("POST", "/v1/ping", body=body):
         if document["schema"] == "meshd.ping/1":

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from meshd.control.invites import NewInvite
-from meshd.control.snapshot import PingAnswer
-from meshd.daemon import approval, health, invites, revoking, sealing
+from meshd.daemon import approval, health, invites, paths, rekeying, revoking, sealing
 from meshd.daemon.roots import held_mesh_key
 from meshd.daemon.rotation import keys_snapshot
 from meshd.daemon.snapshot import mesh_snapshot, peer_snapshots
@@ -24,9 +23,13 @@ if TYPE_CHECKING:
     from meshd.control.events import EventHub
     from meshd.control.invites import InviteRequest, InviteSnapshot, OtherInviteSnapshot
     from meshd.control.keys import KeysSnapshot
+    from meshd.control.netcheck import NetcheckSnapshot
+    from meshd.control.rekeying import NodeKeyAnswer
+    from meshd.control.relaying import RelaysSnapshot
     from meshd.control.revoking import RevokeAnswer, RevokeRequest
     from meshd.control.sealing import NewBootstrapAnswer, NewRootAnswer
-    from meshd.control.snapshot import MeshSnapshot, PeerSnapshot
+    from meshd.control.snapshot import MemberSnapshot, MeshSnapshot, PeerSnapshot, PingAnswer
+    from meshd.control.why import WhySnapshot
     from meshd.daemon.daemon import Daemon
     from meshd.keys import MeshId, NodeId
 
@@ -81,17 +84,34 @@ class DaemonController:
         )
         with trio.move_on_after(timeout):
             rtt = await receive.receive()
-            standing = daemon.engine.ledger.standing(node)
-            peer = (
-                None
-                if standing is None
-                else daemon.engine.device.peers.get(standing.record.wireguard_key)
-            )
-            return PingAnswer(
-                rtt=rtt, path="direct", endpoint=None if peer is None else peer.endpoint
-            )
+            return paths.ping_answer(daemon.engine, node, rtt)
         daemon.answers.pop(sequence, None)
-        return PingAnswer(rtt=None)
+        return paths.ping_answer(daemon.engine, node, None)
+
+    def why(self, member: MemberSnapshot) -> WhySnapshot:
+        """Return what is known of the way to a member."""
+        return paths.why(self._daemon.engine, member, now=trio.current_time(), wall=time.time())
+
+    def netcheck(self) -> NetcheckSnapshot:
+        """Return what is known of this node's network."""
+        mapping = self._daemon.port_mapping
+        return paths.netcheck(
+            self._daemon.engine,
+            mapper=None if mapping is None else mapping.view(),
+            now=trio.current_time(),
+            wall=time.time(),
+        )
+
+    def relays(self) -> RelaysSnapshot:
+        """Return who relays for whom."""
+        return paths.relays(self._daemon.engine, now=trio.current_time(), wall=time.time())
+
+    async def drain(self, *, draining: bool) -> None:
+        """Have those that are relayed here move elsewhere, or take new ones again."""
+        engine = self._daemon.engine
+        await self._daemon.driver.submit(
+            lambda now, wall: engine.drain(now, wall, draining=draining)
+        )
 
     async def invite(self, request: InviteRequest) -> NewInvite:
         """Issue an invite.  It is on disk before its token is returned."""
@@ -138,6 +158,14 @@ class DaemonController:
         """Begin to replace the WireGuard key."""
         await self._daemon.driver.submit(self._daemon.engine.rotate_key)
 
+    def node_key(self) -> NodeKeyAnswer:
+        """Return who this node is, and how far it is on its way to be another one."""
+        return rekeying.answer(self._daemon)
+
+    async def rotate_node_key(self, *, sure: bool) -> NodeKeyAnswer:
+        """Begin to go on under a new node key, if that is sure."""
+        return await rekeying.rotate_node_key(self._daemon, sure=sure)
+
     async def revoke(self, request: RevokeRequest) -> RevokeAnswer:
         """Throw a member out, or say what that would come to.  It is on disk when this returns."""
         return await revoking.revoke(self._daemon, request)
@@ -174,6 +202,8 @@ class DaemonController:
         await daemon.driver.submit(daemon.engine.leave)
         with trio.move_on_after(LEAVE_TIMEOUT):
             await daemon.departed.wait()
+        if daemon.port_mapping is not None:
+            await daemon.port_mapping.release()
         daemon.leave_host()
 
     def stop(self) -> None:

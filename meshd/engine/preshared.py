@@ -11,6 +11,7 @@ and 32 zero bytes where there is none.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from meshd.engine import events
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from meshd.engine.engine import Engine
     from meshd.keys import NodeId, PresharedKey
     from meshd.preshared.kem import Kem
-    from meshd.preshared.keys import Keyring
+    from meshd.preshared.keys import Keyring, SharedKey
     from meshd.underlay import Timer
     from meshd.wg.types import PeerStatus
 
@@ -66,6 +67,7 @@ class Preshared:
         for node in memory.keys() - engine.ledger.members().keys():
             self._agreements.remove(node)
         self._noticed: list[tuple[NodeId, bool]] = []  # who has come alive, or gone, not yet told
+        self._seen: dict[NodeId, tuple[SharedKey, float]] = {}  # in the kernel, and since when
         self.unavailable = False  # this machine has no ML-KEM-768
 
     # Inputs
@@ -77,7 +79,12 @@ class Preshared:
 
     def remove(self, node: NodeId) -> None:
         """Forget a member and its keys."""
+        self._seen.pop(node, None)
         self._agreements.remove(node)
+
+    def carry(self, former: NodeId, node: NodeId) -> None:
+        """Keep the keys that are shared with a member for when it comes under another id."""
+        self._agreements.carry(former, node)
 
     def state_changed(self, node: NodeId, *, alive: bool) -> None:
         """Take whether a member is heard through its tunnel."""
@@ -167,8 +174,20 @@ class Preshared:
         ring = self.ring(node)
         if ring.used is None or not self.applied(node, peer):
             return False
-        # A second of each is unknown: one is whole seconds, the other was noted before it was set.
-        return peer.last_handshake_time > ring.used_since + 1.0
+        # What is on disk are whole seconds, and was noted before the kernel had it.
+        since = ring.used_since + 1.0
+        key, seen_at = self._seen.get(node, (None, math.inf))
+        return peer.last_handshake_time > (min(since, seen_at) if key == ring.used else since)
+
+    def peer_observed(self, node: NodeId, peer: PeerStatus, wall: float) -> None:
+        """Note since when, at the latest, the kernel has had the key that is used with a member."""
+        used = self.ring(node).used
+        if (
+            used is not None
+            and self._seen.get(node, (None,))[0] != used
+            and self.applied(node, peer)
+        ):
+            self._seen[node] = (used, wall)
 
     def takes_no_part(self, node: NodeId) -> bool:
         """Whether a member has said that it agrees on no keys."""

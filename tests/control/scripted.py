@@ -20,6 +20,8 @@ from meshd.control.invites import (
     NewInvite,
     OtherInviteSnapshot,
 )
+from meshd.control.netcheck import NatSnapshot, NearRelay, NetcheckSnapshot
+from meshd.control.relaying import RelayedPair, RelayMember, RelaysSnapshot
 from meshd.control.revoking import RevokeAnswer, RevokeRequest
 from meshd.control.server import serve
 from meshd.control.snapshot import (
@@ -32,6 +34,7 @@ from meshd.control.snapshot import (
     SelfSnapshot,
 )
 from meshd.control.socket import ControlSocket
+from meshd.control.why import PairSnapshot, WhySnapshot
 from meshd.keys import InviteId, MeshId, NodeId, WireGuardKey
 from meshd.wg.types import Endpoint
 
@@ -130,11 +133,70 @@ REVOCATION = RevokeAnswer(
 )
 
 
+NAT = NatSnapshot(
+    family=4,
+    addresses=("192.168.2.2",),
+    mapping="address-and-port-dependent",
+    filtering="unknown",
+    port_preserving=False,
+    told_by=3,
+    reflexive=(),
+)
+RELAY_PORT = Endpoint(ip_address("203.0.113.9"), 51900)
+PAIRS = (
+    PairSnapshot(
+        pair_class="lan",
+        address=Endpoint(ip_address("192.168.3.2"), 51820),
+        relay=None,
+        result="no answer",
+        asked_age=3.21,
+        proven_age=None,
+        rtt=None,
+        unanswered=14,
+        losses=0,
+    ),
+    PairSnapshot(
+        pair_class="relayed",
+        address=RELAY_PORT,
+        relay="r",
+        result="in use",
+        asked_age=0.5,
+        proven_age=0.5,
+        rtt=0.0041,
+        unanswered=0,
+        losses=0,
+    ),
+)
+NETCHECK = NetcheckSnapshot(
+    listen_port=51820,
+    control_port=0,
+    mtu=1420,
+    nats=(NAT,),
+    port_mapping=None,
+    candidates=(("host", Endpoint(ip_address("192.168.2.2"), 51820)),),
+    relays=(NearRelay("r", Endpoint(ip_address("203.0.113.9"), 51820), 0.002),),
+)
+RELAYS = RelaysSnapshot(
+    relaying=True,
+    why_not=None,
+    draining=False,
+    ports=(51900, 53947),
+    pairs_max=1024,
+    strangers=2,
+    pairs=(RelayedPair(("b", "c"), (51900, 51901), True, 480.0, 1200, 1_300_000),),
+    relays=(RelayMember("r", "alive", RELAY_PORT, 0.002, ("b",), ("c",)),),
+)
+
+
 @dataclass
 class ScriptedController:
     mesh: MeshSnapshot = MESH
     database: Path = Path("mesh.db")
     rtts: list[float | None] = field(default_factory=lambda: [0.0012])
+    paths: list[tuple[str, str | None]] = field(default_factory=lambda: [("direct", None)])
+    pairs: tuple[PairSnapshot, ...] = PAIRS
+    network: NetcheckSnapshot = NETCHECK
+    relayed: RelaysSnapshot = RELAYS
     may_invite: bool = True
     token: str = "meshd1.token"
     pending: ApprovalSnapshot = WAITING
@@ -166,7 +228,33 @@ class ScriptedController:
         self.asked.append(("ping", node))
         rtt = self.rtts.pop(0) if len(self.rtts) > 1 else self.rtts[0]
         await trio.lowlevel.checkpoint()
-        return PingAnswer(rtt, "direct", Endpoint(ip_address("203.0.113.7"), 51820))
+        path, relay = self.paths.pop(0) if len(self.paths) > 1 else self.paths[0]
+        return PingAnswer(rtt, path, Endpoint(ip_address("203.0.113.7"), 51820), relay)
+
+    def why(self, member: MemberSnapshot) -> WhySnapshot:
+        return WhySnapshot(
+            member=member,
+            installed=True,
+            installs_us=True,
+            pairs=self.pairs,
+            nat=NAT,
+            port=51820,
+            relays=1,
+            key_conflict=False,
+        )
+
+    def netcheck(self) -> NetcheckSnapshot:
+        return self.network
+
+    def relays(self) -> RelaysSnapshot:
+        return self.relayed
+
+    async def drain(self, *, draining: bool) -> None:
+        self.asked.append(("drain", draining))
+        why_not = "it is being drained: see `meshctl undrain`" if draining else None
+        self.relayed = replace(
+            self.relayed, relaying=not draining, draining=draining, why_not=why_not
+        )
 
     async def invite(self, request: InviteRequest) -> NewInvite:
         self.asked.append(request)

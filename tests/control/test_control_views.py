@@ -61,6 +61,7 @@ def test_the_status_document_is_what_the_contract_says() -> None:
         "endpoint": "203.0.113.7:51820",
         "path": "direct",
         "relay": None,
+        "transport": None,
         "rtt_ms": 1.3,
         "last_handshake_s": 14.2,
         "rx_bytes": 1_300_000,

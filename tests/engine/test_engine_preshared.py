@@ -72,6 +72,20 @@ def test_every_pair_has_a_key_soon_and_uses_it_from_the_next_handshake_on():
     assert sum(machine.wireguard.mismatches for machine in machines) == 0
 
 
+def test_a_handshake_counts_as_by_the_key_from_when_the_kernel_was_seen_to_have_it():
+    world, (a, b) = mesh_with_keys(2)
+    world.run_until(lambda: share_keys(a, b), within=SOON)
+    world.run_for(0.1)
+    peer = a.wireguard.observe().peers[b.public_key]
+
+    def counts(handshake_at):
+        shaken = replace(peer, last_handshake_time=handshake_at)
+        return a.engine.preshared.post_quantum(b.node, shaken)
+
+    assert counts(a.wall)  # not only from the next second on
+    assert not counts(a.wall - SOON)
+
+
 def test_nobody_waits_for_keys_to_join():
     world, machines = mesh_with_keys(2)
     world.run_until(lambda: share_keys(*machines), within=SOON)

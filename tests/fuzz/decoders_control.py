@@ -70,12 +70,14 @@ def _bodies():
         ("POST", "/v1/ping"): {"name": "b", "count": 2, "interval": 0.2},
         ("POST", "/v1/invites"): {"lifetime": 3600, "tags": ["db"], "routes": ["10.0.0.0/8"]},
         ("POST", "/v1/forget"): {"name": "c"},
+        ("POST", "/v1/drain"): {"draining": True},
     }
 
 
 _QUERIES = {
     "/v1/wait": {"members": "3", "timeout": "1", "name": "b", "state": "alive"},
     "/v1/events": {"recent": "5"},
+    "/v1/why": {"name": "b"},
 }
 
 
