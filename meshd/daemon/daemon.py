@@ -8,8 +8,10 @@
 | ---------- | ----------------------------------------------------------------------------- |
 | driver     | owns the engine: datagrams and timers in, datagrams and events out            |
 | reconciler | the only one that writes to the kernel: plan, diff, apply                      |
-| monitor    | hears of changed addresses and links, and tells the engine the host's own      |
+| network    | hears of changed addresses, links and default routes, and tells the engine     |
+| ports      | has the router's port lead to ours, and tells the engine of it                 |
 | resolver   | looks up the names of seeds                                                    |
+| carriers   | carry datagrams over TCP, for others and for this node                         |
 | disk       | writes again what the disk has refused                                         |
 | mlkem      | imports what pre-shared keys are agreed by, when that is first wanted          |
 | health     | logs what `status` finds wrong, once                                           |
@@ -40,21 +42,23 @@ from meshd.control.api import make_routes
 from meshd.control.events import EventHub
 from meshd.control.server import serve
 from meshd.control.snapshot import EventRecord
-from meshd.daemon import asking, health, mlkem, rotation, startup
+from meshd.daemon import asking, health, mlkem, rekeying, rotation, startup
 from meshd.daemon.audit import AuditLog
+from meshd.daemon.carrier import Carriers, carrier_ports
 from meshd.daemon.controller import DaemonController
 from meshd.daemon.disk import Disk
 from meshd.daemon.driver import Driver
 from meshd.daemon.host import FWMARK, Host
 from meshd.daemon.milestones import Milestones
 from meshd.daemon.names import SeedResolver, look_up
+from meshd.daemon.network import NetworkWatch
+from meshd.daemon.portmap import PortMapping
 from meshd.daemon.reconciler import Reconciler
 from meshd.engine import events
 from meshd.engine.config import EngineConfig
 from meshd.engine.engine import Engine
 from meshd.errors import DeviceError, StartError, StoreError, UsageError
 from meshd.net.local import host_candidates
-from meshd.net.monitor import NetworkMonitor
 from meshd.preshared.agreements import PresharedConfig
 from meshd.sdnotify import Notifier
 from meshd.state_directory import given_node_key
@@ -76,8 +80,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOCAL_SETTLE_INTERVAL = 0.05  # an address and the route that comes with it are one change
-
 # What an operator sees of it in the log; everything is in `meshctl events`.
 _LEVELS = {
     "path-changed": logging.DEBUG,
@@ -95,6 +97,9 @@ _LEVELS = {
     "revoked": logging.ERROR,
     "reinstated": logging.WARNING,
     "address-changed": logging.WARNING,
+    "address-taken": logging.WARNING,
+    "name-taken": logging.WARNING,
+    "record-evicted": logging.WARNING,
     "rival-succession": logging.ERROR,
     "repaired": logging.WARNING,
     "clock": logging.WARNING,
@@ -104,6 +109,8 @@ _LEVELS = {
     "ipv4-prefix": logging.WARNING,
     "key-conflict": logging.ERROR,
     "key-kept": logging.WARNING,
+    "node-key-kept": logging.WARNING,
+    "succeeded": logging.ERROR,
 }
 
 
@@ -117,16 +124,23 @@ def run_daemon(config: Config) -> int:
 
 async def _run(config: Config, milestones: Milestones) -> int:
     require_privilege(config.interface)
+    hub = EventHub()
     # Signals wait from here on, so that none can end us between two steps.
-    with (
-        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
-        _opened(config) as store,
-        ExitStack() as opened,
-    ):
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        while await _live(config, milestones, signals, hub):
+            milestones = Milestones()  # under another node id, and else as after any start
+    return 0
+
+
+async def _live(
+    config: Config, milestones: Milestones, signals: AsyncIterator[int], hub: EventHub
+) -> bool:
+    """Run from what is on disk to the end.  Return whether to begin anew, as another node."""
+    with _opened(config) as store, ExitStack() as opened:
         if asking.is_due(config, store):
             approved = await asking.ask(config, store, signals)
             if approved is None:
-                return 0
+                return False
             config = approved
         start = startup.begin(config, store, time.time())
         for remark in startup.remarks(config, start):
@@ -134,7 +148,7 @@ async def _run(config: Config, milestones: Milestones) -> int:
         host = Host(config, start, opened)
         milestones.reach("interface")
         configured = await _configured(config)
-        daemon = Daemon(config, store, start, host, milestones, configured)
+        daemon = Daemon(config, store, start, host, milestones, configured, hub)
         try:
             await daemon.run(signals)
         finally:
@@ -145,7 +159,7 @@ async def _run(config: Config, milestones: Milestones) -> int:
                 # A seed may have honoured our token though its answer is still on the way: the key
                 # that it was honoured for must not be lost.
                 store.keep()
-    return 0
+    return daemon.goes_on
 
 
 @contextmanager
@@ -179,12 +193,14 @@ class Daemon:
         host: Host,
         milestones: Milestones,
         configured: tuple[Endpoint, ...],
+        hub: EventHub,
     ) -> None:
         self.config = config
         self.store = store
         self.host = host
         self.milestones = milestones
-        self.hub = EventHub()
+        self.hub = hub
+        self.goes_on = False  # as another node, when this one ends
         self.answers: dict[int, trio.MemorySendChannel[float]] = {}
         self.departed = trio.Event()
         self.ready = False
@@ -218,7 +234,10 @@ class Daemon:
             on_event=self._on_event,
             on_plan=self.reconciler.wake,
             look=self.reconciler.look,
+            on_resumed=self._on_resumed,
         )
+        self.port_mapping = self._make_port_mapping()
+        self.carriers = Carriers(self, host.own_port, fwmark=FWMARK)
         self.resolver = SeedResolver(
             lambda found: self.driver.submit(partial(self.engine.seeds_resolved, found))
         )
@@ -234,8 +253,9 @@ class Daemon:
                 for task in (
                     self.driver.run,
                     self.reconciler.run,
-                    self._watch_network,
+                    NetworkWatch(self).run,
                     self.resolver.run,
+                    self.carriers.run,
                     self.disk.run,
                     partial(mlkem.provide, self),
                     partial(health.watch, self),
@@ -244,21 +264,42 @@ class Daemon:
                     partial(serve, self.host.control, make_routes(DaemonController(self))),
                 ):
                     nursery.start_soon(task)
+                if self.port_mapping is not None:
+                    nursery.start_soon(self.port_mapping.run)
                 self._announce()
         finally:
-            self._notifier.stopping()
+            if not self.goes_on:
+                self._notifier.stopping()
             self._notifier.close()
             self.host.device = self.reconciler.device
         if self._refusal is not None:
             raise self._refusal
+
+    def go_on(self) -> None:
+        """End this run, and begin anew with what is on disk by now."""
+        self.goes_on = True
+        self.stop()
 
     def stop(self) -> None:
         """End the daemon with exit status 0."""
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()
 
+    def _make_port_mapping(self) -> PortMapping | None:
+        """Return what asks the router for our port; None where it is of no use, or unwanted."""
+        if not self.config.port_mapping or self.host.control_port:
+            return None
+        return PortMapping(
+            self.engine.identity.node_key,
+            port=self.config.port,
+            fwmark=FWMARK,
+            excluded=self.engine.presence.networks,
+            tell=lambda endpoint: self.driver.submit(partial(self.engine.port_mapped, endpoint)),
+        )
+
     def _make_engine(self) -> Engine:
         config = self.config
+        tcp, tls = carrier_ports(config)
         return Engine(
             self._start.identity,
             config=EngineConfig(
@@ -267,7 +308,10 @@ class Daemon:
                 fwmark=FWMARK,
                 configured=self._configured,
                 advertise=config.advertise,
-                relay=bool(config.relay),
+                relay=config.relay,
+                relay_ports=config.relay_ports,
+                tcp=tcp,
+                tls=tls,
                 wanted_ipv4=config.address,
                 seeds=self._start.seeds,
                 version=__version__,
@@ -282,7 +326,7 @@ class Daemon:
 
     async def _begin(self) -> None:
         """Set up the interface once, so that what the kernel refuses is an error at start."""
-        self.engine.local_changed(self._local_addresses(), trio.current_time(), time.time())
+        self.engine.local_changed(self.local_addresses(), trio.current_time(), time.time())
         try:
             await self.reconciler.reconcile()
         except DeviceError as error:
@@ -324,13 +368,15 @@ class Daemon:
         """Return where others can ask this node to be let in, best first."""
         port = self.host.control_port or self.config.port
         reflexive = self.engine.path.reflexive
-        host = [Endpoint(address, port) for address in self._local_addresses()]
+        host = [Endpoint(address, port) for address in self.local_addresses()]
         public = [endpoint for endpoint in host if endpoint.address.is_global]
         return tuple(dict.fromkeys((*self._configured, *public, *reflexive, *host)))
 
     # Events
 
     def _on_event(self, event: Event) -> None:
+        if self.goes_on:
+            return  # the disk is another node's by now
         self.audit.on_event(event)
         match event:
             case events.Notice():
@@ -355,6 +401,8 @@ class Daemon:
                 )
             case events.SaveKeys(keys):
                 rotation.keep_keys(self, keys)
+            case events.SwitchNode():
+                rekeying.switch(self, event)
             case events.HurryDevice():
                 self.reconciler.hurry()
             case events.RenewPeer(key):
@@ -363,11 +411,15 @@ class Daemon:
                 self.reconciler.end_rest()
             case events.ResolveSeeds(seeds):
                 self.resolver.want(seeds)
+            case events.CarriersChanged():
+                self.carriers.wake()
             case events.RefusedByMesh(text, seed, final):
                 self._on_refused(text, seed, final=final)
             case events.KeyringChanged(node, ring):
                 if self.remembered:
                     self.disk.keep("preshared", lambda: self.store.save_keyring(node, ring))
+            case events.AllocationChanged(pair, allocation):
+                self.disk.keep("relay", lambda: self.store.save_allocation(pair, allocation))
             case events.KemWanted():
                 self.kem_wanted.set()
             case events.PingAnswered(_, sequence, rtt):
@@ -448,17 +500,18 @@ class Daemon:
     def _on_repaired(self, kind: str, message: str) -> None:
         self.tell(events.Notice("repaired", f"{message}; made anew", details={"what": kind}))
 
+    def _on_resumed(self, slept: float) -> None:
+        self.tell(
+            events.Notice("resumed", f"this machine slept for {slept:.0f} s; looking for all anew")
+        )
+        self.reconciler.resync()
+        if self.port_mapping is not None and self._nursery is not None:
+            self._nursery.start_soon(self.port_mapping.resumed)
+
     # Tasks
 
-    async def _watch_network(self) -> None:
-        with NetworkMonitor() as monitor:
-            async for _ in monitor:
-                await trio.sleep(LOCAL_SETTLE_INTERVAL)
-                addresses = self._local_addresses()
-                await self.driver.submit(partial(self.engine.local_changed, addresses))
-                self.reconciler.resync()
-
-    def _local_addresses(self) -> tuple[IPAddress, ...]:
+    def local_addresses(self) -> tuple[IPAddress, ...]:
+        """Return the host's underlay addresses, best first."""
         return host_candidates(
             self.host.links.host_addresses(fwmark=FWMARK),
             interface=self.config.interface,

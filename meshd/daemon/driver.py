@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
+from meshd.daemon.sleep import SleepWatch
 from meshd.net.datagram import BATCH_MAX
 from meshd.net.overlay import GOSSIP_PORT
 from meshd.wg.types import Endpoint
@@ -68,8 +69,13 @@ class Driver:
         on_event: Callable[[Event], None],
         on_plan: Callable[[], None],
         look: Callable[[], DeviceStatus | None],
+        on_resumed: Callable[[float], None],
+        sleep: SleepWatch | None = None,
     ) -> None:
-        """Take what is open already.  `look` observes the device, or returns None if it cannot."""
+        """Take what is open already.  `look` observes the device, or returns None if it cannot.
+
+        `on_resumed` is told how many seconds this machine has slept, after the engine.
+        """
         self._engine = engine
         self._underlay = underlay
         self._overlay = overlay
@@ -77,6 +83,8 @@ class Driver:
         self._on_event = on_event
         self._on_plan = on_plan
         self._look = look
+        self._on_resumed = on_resumed
+        self._sleep = sleep or SleepWatch()
         self._nursery: trio.Nursery | None = None  # while running
         self._revision = -1
         self._scope = trio.CancelScope()
@@ -175,6 +183,10 @@ class Driver:
             give: Input = self._engine.handle_timer
             with trio.move_on_at(self._engine.get_timer().at):
                 give = await self._receive.receive()
+            if slept := self._sleep.slept():
+                self._engine.resumed(now=trio.current_time(), wall=time.time())
+                self.drain()
+                self._on_resumed(slept)
             give(now=trio.current_time(), wall=time.time())
             self.drain()
 

@@ -55,6 +55,8 @@ def host_findings(daemon: Daemon) -> Iterator[HealthFinding]:
         yield HealthFinding("error", "device", f"{daemon.reconciler.error}; trying again")
     if daemon.host.mux is None:
         yield second_port(daemon)
+    if daemon.port_mapping is not None:
+        yield from daemon.port_mapping.findings()
 
 
 def second_port(daemon: Daemon) -> HealthFinding:

@@ -25,6 +25,7 @@ from meshd.path.candidates import own_candidates
 from meshd.plan.claims import Claim, resolve_claims
 from meshd.trust.credential import covered
 from meshd.trust.fact import FactKind
+from meshd.trust.line import member_since
 from meshd.trust.record import sign_record
 from meshd.underlay import Timer
 
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from meshd.engine.engine import Engine
     from meshd.keys import NodeId
     from meshd.trust.credential import Credential
+    from meshd.trust.record import Record
     from meshd.trust.standing import Standing
+    from meshd.wg.types import Endpoint
 
 RETIRE_TIME = 3.0  # by then a record is everywhere (docs/gossip.md)
 RETIRED_MAX = 4  # addresses at a time
@@ -45,7 +48,7 @@ RETIRED_MAX = 4  # addresses at a time
 def claims_of(members: Iterable[tuple[NodeId, Standing]]) -> list[Claim]:
     """Return what members claim."""
     return [
-        Claim(node, standing.ipv4, standing.pinned, standing.credential.admitted_at)
+        Claim(node, standing.ipv4, standing.pinned, standing.admitted_at)
         for node, standing in members
         if standing.ipv4 is not None
     ]
@@ -59,6 +62,7 @@ class Presence:
         self._engine = engine
         self._own = OwnRecord(sequence=sequence)
         self._local: tuple[IPAddress, ...] = ()
+        self._mapped: Endpoint | None = None  # a port of our router's that leads to ours
         self._unspread = False  # our record is signed, and nobody has heard of it
         self.due = True
         self.ipv4: IPv4Address | None = None
@@ -71,15 +75,36 @@ class Presence:
         return self._own.blob
 
     @property
+    def record(self) -> Record | None:
+        """Our own record; None before we are admitted."""
+        return self._own.record
+
+    @property
+    def relays(self) -> bool:
+        """Whether our record says that we relay."""
+        return self._own.record is not None and self._own.record.relay
+
+    @property
     def networks(self) -> tuple[IPNetwork, ...]:
         """The mesh's own networks: no endpoint is ever inside them."""
         identity = self._engine.identity
         return overlay_prefix(identity.mesh), identity.ipv4_prefix
 
+    @property
+    def local(self) -> tuple[IPAddress, ...]:
+        """This host's own addresses on the underlay."""
+        return self._local
+
     def take_local(self, addresses: tuple[IPAddress, ...]) -> None:
         """Take the host's underlay addresses, best first."""
         if addresses != self._local:
             self._local = addresses
+            self.due = True
+
+    def take_mapped(self, endpoint: Endpoint | None) -> None:
+        """Take where our port is reached by our router's; None: nowhere."""
+        if endpoint != self._mapped:
+            self._mapped = endpoint
             self.due = True
 
     def met_elsewhere(self, standing: Standing, now: float) -> None:
@@ -164,6 +189,7 @@ class Presence:
             configured=config.configured,
             reflexive=engine.path.reflexive,
             excluded=self.networks,
+            mapped=() if self._mapped is None else (self._mapped,),
         )
         key, next_key = engine.rotation.public_keys
         return RecordContent(
@@ -172,11 +198,13 @@ class Presence:
             candidates=candidates,
             ipv4=self.ipv4,
             routes=tuple(r for r in config.advertise if covered(r, credential.routes)),
-            relay=config.relay and credential.relay,
+            relay=engine.relays.offers(credential, candidates),
             version=config.version,
             run=engine.clones.run,
             rival=engine.clones.rival,
             cloned=engine.clones.proven,
+            tcp=config.tcp,
+            tls=config.tls,
         )
 
     # Addresses
@@ -191,13 +219,15 @@ class Presence:
             own = own_claim(
                 credential,
                 claims,
+                admitted_at=member_since(engine.own_chain),
                 prefix=prefix,
                 wanted=(before, engine.config.wanted_ipv4, self._remembered()),
             )
             self.ipv4 = None if own is None else own.address
             if own is not None:
                 claims.append(own)
-        self.addresses = resolve_claims(claims, prefix)
+        known, self.addresses = self.addresses, resolve_claims(claims, prefix)
+        engine.takings.resolved(known, self.addresses)
         if before != self.ipv4:
             engine.replan()
             if before is not None:

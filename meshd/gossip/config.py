@@ -40,6 +40,9 @@ class GossipConfig:
     observers: int = 5  # 0: nobody looks but in turn
     watch_interval: float = 0.2
 
+    # After a sleep (see `node`)
+    resume_grace: float = 15.0  # for networks to come up, NATs to be opened, tunnels to be keyed
+
     # What the kernel knows (see `evidence`)
     evidence_max: int = 3  # failed probes in a row that traffic excuses; 0: evidence is ignored
 

@@ -6,6 +6,7 @@ each of which is told the time:
 - `receive_datagram`: a datagram came through the tunnel of a member
 - `handle_timer`: the deadline from `get_timer` has passed
 - `contact`: the path to a member is ready, or is worth trying again
+- `resumed`: the machine has slept
 - `unreachable`, `carried`: what the kernel has seen of a member
 - `answer_stream`: a member has pinged us over TCP
 - `fact_added`: the ledger has learnt something elsewhere
@@ -16,7 +17,7 @@ and after each of them, before the next one, the driver drains what came out: `d
 
 Time in which we did not run (stopped, starved, suspended) counts against nobody but ourselves: the
 answers may lie unread in the socket.  A timer that is late moves every deadline by which others are
-judged.
+judged.  After a sleep, in which our clock stood still, others are judged by nothing for a while.
 
 `now` is monotonic and counts from anywhere; `wall` is Unix time, and only handed on to the ledger.
 
@@ -44,6 +45,7 @@ from typing import TYPE_CHECKING
 
 from meshd.errors import BadPacket
 from meshd.gossip.broadcast import BroadcastQueue
+from meshd.gossip.budget import TOO_MUCH, Budget
 from meshd.gossip.claim import MemberState
 from meshd.gossip.contact import contact_delay, retry_delay
 from meshd.gossip.counters import NodeStatistics
@@ -70,7 +72,6 @@ from meshd.gossip.wire import (
     decode_untrusted,
 )
 from meshd.keys import NodeId
-from meshd.trust.fact import FactKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,6 +143,7 @@ class Node:
             config=config,
             rng=rng,
         )
+        self._budget = Budget()
         self._gossiped_at = now - config.gossip_interval
         self._leave_rounds = 0
         self._datagrams_received = 0
@@ -157,7 +159,7 @@ class Node:
 
     def receive_datagram(self, datagram: bytes, source: NodeId, now: float, wall: float) -> None:
         """Handle a datagram, which may be anything at all, from a member's tunnel."""
-        message = self._open_untrusted(datagram, source)
+        message = self._open_untrusted(datagram, source, now)
         if message is None:
             return
         if self._membership.left:
@@ -175,7 +177,7 @@ class Node:
 
         Returns the ack, or None where the connection is not worth an answer.
         """
-        message = self._open_untrusted(frame, source)
+        message = self._open_untrusted(frame, source, now)
         if message is None:
             return None
         if message.type is not MessageType.PING:
@@ -235,6 +237,21 @@ class Node:
             self._ping_contact(member, now)
         self._settle(now)
 
+    def resumed(self, now: float) -> None:
+        """Take that the machine has slept: judge nobody for a while, and be heard by some.
+
+        Others hold us for dead by now, as they should; what they say of that comes with an ack.
+        """
+        if self._membership.left:
+            return
+        grace = self._config.resume_grace
+        self._stumble(grace, now)
+        self._timers.set(TimerKind.PROBE, now + grace)
+        live = self._membership.live
+        for node in self._rng.sample(live, min(len(live), self._config.leave_fanout)):
+            self.contact(node, now)
+        self._settle(now)
+
     def fact_added(self, fact: Fact, now: float, *, at_once: bool = False) -> None:
         """Spread a fact that the ledger has learnt other than through us; see `pace` rule 4."""
         self._intake.take_facts([fact], now, broadcast=True)
@@ -256,9 +273,7 @@ class Node:
 
     def forget(self, node: NodeId, now: float) -> None:
         """Drop a member that the ledger has forgotten.  It comes back if anyone still holds it."""
-        self._membership.remove(node, now)
-        self._index.remove(FactKind.RECORD, node)
-        self._broadcasts.drop((FactKind.RECORD, node, b""))
+        self._intake.forget_record(node, now)
         self._settle(now)
 
     def leave(self, now: float) -> None:
@@ -397,11 +412,14 @@ class Node:
 
     # Messages
 
-    def _open_untrusted(self, datagram: bytes, source: NodeId) -> Message | None:
+    def _open_untrusted(self, datagram: bytes, source: NodeId, now: float) -> Message | None:
         self._datagrams_received += 1
         self._bytes_received += len(datagram)
         if self._membership.get(source) is None:
             self._bad_packet(source, "not a member")
+            return None
+        if not self._budget.take(source, datagram, now):
+            self._bad_packet(source, TOO_MUCH)
             return None
         try:
             return decode_untrusted(datagram)
@@ -503,6 +521,7 @@ class Node:
             return
         for node in self._membership.take_removed():
             self._prober.forget(node)
+            self._budget.forget(node)
         for node in self._membership.take_suspected():
             self._prober.observe(node, now)
         soonest = self._gossiped_at + self._config.gossip_interval_min

@@ -12,7 +12,10 @@ meant to be forgotten within a day.  Choosing is pure; `meshd.net.rtnetlink` obs
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
+
+from meshd.portmap.gateway import Gateway
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +32,15 @@ TUNNEL_KINDS = frozenset({
 
 
 @dataclass(frozen=True, slots=True)
+class DefaultRoute:
+    """How the host's datagrams leave towards the internet, by one IP version."""
+
+    interface: str
+    gateway: IPAddress | None  # None: the whole internet is on the wire
+    source: IPAddress | None  # what the kernel sends from there
+
+
+@dataclass(frozen=True, slots=True)
 class HostAddress:
     """One address of the host, as the kernel tells it."""
 
@@ -42,6 +54,14 @@ class HostAddress:
     usable: bool  # neither tentative, nor a duplicate, nor deprecated
     temporary: bool  # IPv6 privacy address
     primary: bool  # the kernel prefers it towards the internet
+
+
+def router_of(routes: Iterable[DefaultRoute]) -> Gateway | None:
+    """Return the router that IPv4 leaves by; None where there is none."""
+    for route in routes:
+        if isinstance(route.gateway, IPv4Address) and isinstance(route.source, IPv4Address):
+            return Gateway(route.gateway, route.source, route.interface)
+    return None
 
 
 def host_candidates(

@@ -31,7 +31,7 @@ from meshd.net.link import (
     SetRoute,
     SetUp,
 )
-from meshd.net.local import HostAddress
+from meshd.net.local import DefaultRoute, HostAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -145,13 +145,18 @@ class RouteNetlink(Closing):
         `fwmark` is that of meshd's own datagrams, so that policy routing is followed.
         """
         links = {link["index"]: link for link in self._dump("list links", self._netlink.link)}
-        preferred = {self._source_towards(target, fwmark) for target in INTERNET_ADDRESSES}
+        preferred = {route.source for route in self.default_routes(fwmark=fwmark)}
         addresses = self._dump("list addresses", self._netlink.addr)
         return tuple(
             _host_address(message, links[message["index"]], preferred)
             for message in addresses
             if message["index"] in links
         )
+
+    def default_routes(self, *, fwmark: int = 0) -> tuple[DefaultRoute, ...]:
+        """Return how datagrams leave towards the internet, by each IP version that can."""
+        routes = (self._towards(target, fwmark) for target in INTERNET_ADDRESSES)
+        return tuple(route for route in routes if route is not None)
 
     def _apply_one(self, interface: str, index: int, change: LinkChange) -> None:
         netlink = self._netlink
@@ -240,14 +245,19 @@ class RouteNetlink(Closing):
                     None if source is None else ip_address(source),
                 )
 
-    def _source_towards(self, target: str, fwmark: int) -> IPAddress | None:
+    def _towards(self, target: str, fwmark: int) -> DefaultRoute | None:
         request: dict[str, object] = {"mark": fwmark} if fwmark else {}
         try:
             routes = list(self._netlink.route("get", dst=target, **request))
-        except self._refusal:
-            return None  # no route there, which is an answer
-        source = routes[0].get("prefsrc") if routes else None
-        return None if source is None else ip_address(source)
+            interface = socket.if_indextoname(routes[0].get("oif"))
+        except (self._refusal, OSError):
+            return None  # no route there, which is an answer; or its interface has just gone
+        gateway, source = routes[0].get("gateway"), routes[0].get("prefsrc")
+        return DefaultRoute(
+            interface,
+            None if gateway is None else ip_address(gateway),
+            None if source is None else ip_address(source),
+        )
 
 
 def _kind(link: _Message) -> str | None:

@@ -96,6 +96,8 @@ class Node:
         self.engine = Engine()
         self.streams = opened.enter_context(Streams(address, "lo"))
         self.looked = Counter()
+        self.asleep = 1000.0  # seconds since the machine was booted
+        self.resumed = []
         self._device = device
         self.driver = Driver(
             self.engine,
@@ -105,6 +107,8 @@ class Node:
             on_event=lambda _: None,
             on_plan=lambda: None,
             look=self._look,
+            on_resumed=self.resumed.append,
+            sleep=SleepWatch(lambda: self.asleep),
         )
 
     def _look(self):

@@ -3,9 +3,11 @@
 from fuzz import (
     decoders_approval,
     decoders_bootstrap,
+    decoders_carrier,
     decoders_control,
     decoders_engine,
     decoders_gossip,
+    decoders_portmap,
     decoders_preshared,
     decoders_trust,
 )
@@ -14,9 +16,11 @@ from fuzz.registry import TARGETS, fuzz
 MODULES = (
     decoders_approval,
     decoders_bootstrap,
+    decoders_carrier,
     decoders_control,
     decoders_engine,
     decoders_gossip,
+    decoders_portmap,
     decoders_preshared,
     decoders_trust,
 )
