@@ -23,7 +23,16 @@ SECRET = "correct horse battery"
 
 # For every option: its text on a command line, its value in a TOML file, and what comes of them.
 EXAMPLES: dict[str, tuple[object, str, object]] = {
-    "seed": (["a", "b:7"], '["a", "b:7"]', (HostPort("a", 51820), HostPort("b", 7))),
+    "seed": (
+        ["a", "b:7", "tls://c", "tcp://[::1]"],
+        '["a", "b:7", "tls://c", "tcp://[::1]"]',
+        (
+            HostPort("a", 51820),
+            HostPort("b", 7),
+            HostPort("c", 443, "tls"),
+            HostPort("::1", 51820, "tcp"),
+        ),
+    ),
     "token": ("meshd1.x", '"meshd1.x"', "meshd1.x"),
     "secret": (SECRET, f'"{SECRET}"', SECRET.encode()),
     "init": (True, "true", True),
@@ -38,6 +47,8 @@ EXAMPLES: dict[str, tuple[object, str, object]] = {
     "relay": (False, "false", False),
     "backend": ("userspace", '"userspace"', "userspace"),
     "relay-ports": ("6000-6100", '"6000-6100"', PortRange(6000, 6100)),
+    "relay-tcp": ("443", "443", 443),
+    "relay-tls": ("8443", "8443", 8443),
     "rotate-keys-after": ("30d", '"30d"', 30 * 86400.0),
     "psk": (False, "false", False),
     "mdns": (False, "false", False),
@@ -307,8 +318,8 @@ def test_any_text_gives_a_value_or_says_what_is_allowed(text: str) -> None:
 
 @given(st.integers(1, 65535), st.ip_addresses())
 def test_an_address_with_its_port_comes_back(port: int, address: object) -> None:
-    written = str(HostPort(str(address), port))
-    assert values.host_port(written) == values.host_maybe_port(written) == (str(address), port)
+    given = HostPort(str(address), port)
+    assert values.host_port(str(given)) == values.host_maybe_port(str(given)) == given
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Level: TypeAlias = Literal["info", "warning", "error"]
 State: TypeAlias = Literal["alive", "suspect", "dead", "left"]
 PathKind: TypeAlias = Literal["direct", "relayed"]
+Transport: TypeAlias = Literal["udp", "tcp"]
 
 STATES: tuple[State, ...] = ("alive", "suspect", "dead", "left")
 
@@ -85,6 +86,7 @@ class MemberSnapshot:
     endpoint: Endpoint | None = None
     path: PathKind | None = None
     relay: str | None = None  # name of the member that relays
+    transport: Transport | None = None  # of the tunnel's datagrams as they leave this node
     rtt: float | None = None
     handshake_age: float | None = None  # None before the first handshake
     rx_bytes: int = 0

@@ -164,7 +164,10 @@ def ping_summary_text(document: Document) -> str:
 
 
 def path_text(document: Document) -> str:
-    """Return how packets flow: `direct ip:port`, `relayed via NAME`, or `-`."""
+    """Return how packets flow: `direct ip:port`, `relayed via NAME`, or `-`; `(tcp)` if so."""
+    if document.get("transport") == "tcp":
+        over = "direct" if document["path"] == "direct" else f"relayed via {document['relay']}"
+        return f"{over} (tcp)"
     if document["path"] == "direct":
         return f"direct {document['endpoint'] or ''}".rstrip()
     if document["path"] == "relayed":

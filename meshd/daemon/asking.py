@@ -77,6 +77,8 @@ async def ask(config: Config, store: Store, signals: AsyncIterator[int]) -> Conf
             "--ask-approval needs to know a member to ask: add --seed HOST[:PORT]; there, "
             "`meshctl pending --open` has to be run"
         )
+    if any(seed.scheme for seed in config.seeds):
+        raise UsageError("--ask-approval asks by UDP only: give a --seed HOST[:PORT], or a token")
     with ExitStack() as opened:
         control = ControlSocket.listen(config.socket_path)
         opened.callback(control.close)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from meshd.addresses import overlay_prefix
 from meshd.control.socket import ControlSocket
+from meshd.daemon.carrier import open_host
 from meshd.net import mux as one_port
+from meshd.net.carrier import OwnPort
 from meshd.net.mux import PortMux
 from meshd.net.overlay import Overlay
 from meshd.net.rtnetlink import RouteNetlink
@@ -43,6 +45,7 @@ class Host:
         """Raise StartError or DeviceError."""
         interface = config.interface
         self.interface = interface
+        self._port = config.port
         identity = start.identity
         self.control = ControlSocket.listen(config.socket_path)
         opened.callback(self.control.close)
@@ -76,6 +79,9 @@ class Host:
             one_port.apply(self.mux)
             if ours:
                 opened.callback(one_port.remove, interface)
+        self.carrier = open_host(config, self.own_port, fwmark=FWMARK)
+        if self.carrier is not None:
+            opened.callback(self.carrier.close)
         self.overlay = Overlay(identity.ipv6, interface)
         opened.callback(self.overlay.close)
         self.streams = Streams(identity.ipv6, interface)
@@ -85,6 +91,11 @@ class Host:
     def control_port(self) -> int:
         """The port others reach meshd at, where it is not WireGuard's; else 0."""
         return 0 if self.mux is not None else self.underlay.port
+
+    @property
+    def own_port(self) -> OwnPort:
+        """The ports that WireGuard and meshd are reached at from this very host."""
+        return OwnPort(self._port, self.control_port or self._port)
 
     def rebind(self) -> None:
         """Have what is bound to the interface follow its name to a new one.  Raise DeviceError."""
@@ -105,6 +116,8 @@ class Host:
         """Close handles and sockets; the data plane stays as it is."""
         self.streams.close()
         self.overlay.close()
+        if self.carrier is not None:
+            self.carrier.close()
         self.underlay.close()
         self.device.close()
         self.links.close()

@@ -67,7 +67,7 @@ async def look_up(names: Iterable[str]) -> Resolved:
     found: Resolved = dict.fromkeys(names, ())
 
     async def one(name: str) -> None:
-        host, _, port = name.rpartition(":")
+        host, _, port = name.rpartition("://")[2].rpartition(":")  # without the scheme of a seed
         with trio.move_on_after(LOOK_UP_TIMEOUT):
             found[name] = await trio.to_thread.run_sync(
                 _look_up, host.strip("[]"), int(port), abandon_on_cancel=True

@@ -11,7 +11,8 @@ from meshd.control.snapshot import (
     PeerSnapshot,
     SelfSnapshot,
 )
-from meshd.daemon import invites
+from meshd.daemon import invites, rekeying
+from meshd.daemon.carrier import carrier_findings
 from meshd.daemon.clones import clone_findings
 from meshd.daemon.credential import credential_findings, own_credential
 from meshd.daemon.preshared import preshared_findings, psk_age
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from meshd.audit import Head
-    from meshd.control.snapshot import State
+    from meshd.control.snapshot import PathKind, State, Transport
     from meshd.engine.engine import Engine
     from meshd.keys import NodeId
     from meshd.trust.standing import Standing
@@ -65,7 +66,7 @@ def mesh_snapshot(
         interface=interface,
         listen_port=engine.config.listen_port,
         backend=backend,
-        relay=engine.config.relay,
+        relay=engine.presence.relays,
         ready=ready,
         uptime=uptime,
         version=engine.config.version,
@@ -119,7 +120,9 @@ def _member(engine: Engine, node: NodeId, standing: Standing, wall: float) -> Me
         ipv6=engine.ipv6_of(node),
         public_key=standing.record.wireguard_key,
         endpoint=None if peer is None else peer.endpoint,
-        path="direct" if state in _REACHED and peer is not None and peer.endpoint else None,
+        path=_path_kind(engine, node, peer) if state in _REACHED else None,
+        relay=relay_name(engine, node),
+        transport=_transport(engine, peer) if state in _REACHED else None,
         rtt=None if view is None else view.rtt,
         handshake_age=None if peer is None else _handshake_age(peer, wall),
         rx_bytes=0 if peer is None else peer.rx_bytes,
@@ -131,6 +134,24 @@ def _member(engine: Engine, node: NodeId, standing: Standing, wall: float) -> Me
         post_quantum=peer is not None and engine.preshared.post_quantum(node, peer),
         psk_age=psk_age(engine, node, wall),
     )
+
+
+def _path_kind(engine: Engine, node: NodeId, peer: PeerStatus | None) -> PathKind | None:
+    if peer is None or peer.endpoint is None:
+        return None
+    return "direct" if relay_name(engine, node) is None else "relayed"
+
+
+def relay_name(engine: Engine, node: NodeId) -> str | None:
+    """Return the name of the member that relays to a member, if one does."""
+    view = engine.path.view(node)
+    return None if view is None or view.relay is None else engine.name_of(view.relay)
+
+
+def _transport(engine: Engine, peer: PeerStatus | None) -> Transport | None:
+    if peer is None or peer.endpoint is None:
+        return None
+    return "tcp" if engine.carriage.is_over_tcp(peer.endpoint) else "udp"
 
 
 def _handshake_age(peer: PeerStatus, wall: float) -> float | None:
@@ -190,6 +211,8 @@ def engine_findings(engine: Engine) -> Iterator[HealthFinding]:
         )
     yield from invites.findings(engine)
     yield from clone_findings(engine)
+    yield from carrier_findings(engine)
+    yield from rekeying.findings(engine)
     yield from _findings_of_members(engine)
 
 

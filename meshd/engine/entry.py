@@ -36,6 +36,7 @@ from meshd.path.candidates import control_endpoint
 from meshd.trust.credential import CredentialCache
 from meshd.trust.fact import FactKind
 from meshd.trust.grammar import CLOCK_SKEW_MAX
+from meshd.trust.refusal import RefusalCode
 from meshd.underlay import Timer
 
 if TYPE_CHECKING:
@@ -237,7 +238,9 @@ class Entry:
             case bootstrap_events.Joined():
                 self._on_joined(event, now, wall)
             case bootstrap_events.RefusedByMesh(refusal, seed, revocation):
-                if revocation:
+                if revocation and refusal.code is RefusalCode.SUCCEEDED:
+                    engine.rekeying.take_untrusted(revocation)
+                elif revocation:
                     engine.revoking.take_untrusted(revocation, now, wall)
                 if not self._accompanied or self._rejoining:
                     self.refusal = f"{seed} refuses: {refusal.text}"
@@ -315,6 +318,7 @@ class Entry:
             replace(
                 engine.identity,
                 chain=event.chain or engine.identity.chain,
+                origin=() if event.chain else engine.identity.origin,
                 ipv4_prefix=answer.ipv4_prefix,
                 token=None,
             ),
@@ -328,17 +332,24 @@ class Entry:
         if not any(candidate.control_port for candidate in answer.seed.candidates):
             # Where it answered is as good as proven; its record need not list that address.
             engine.path.endpoint_observed(answer.seed.node, event.seed, now)
+        engine.carriage.joined(answer.seed.node, event.seed, now)
         if not self._accompanied:
             self._ask_at = now + ALONE_TIMEOUT
         engine.emit(
             events.Notice(
                 "mesh-joined",
-                f"let in by {engine.name_of(answer.seed.node)} at {event.seed} "
+                f"let in by {engine.name_of(answer.seed.node)} at "
+                f"{engine.carriage.shown(event.seed)} "
                 f"in {event.rtt * 1000:.0f} ms",
                 answer.seed.node,
                 engine.name_of(answer.seed.node),
             )
         )
+
+    @property
+    def asks_alone(self) -> bool:
+        """Whether seeds are being asked because there is nobody to talk to, or with a token."""
+        return self._joiner is not None and (not self._accompanied or self._rejoining)
 
     @property
     def clock_is_off(self) -> bool:

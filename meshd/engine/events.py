@@ -155,6 +155,11 @@ class RelayMapsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class CarriersChanged:
+    """`Engine.carriage.wanted` is another: have those connections, and say what has become of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class PingAnswered:
     """The operator's ping came back."""
 
@@ -195,6 +200,7 @@ Event: TypeAlias = (
     | AllocationChanged
     | RelayPortsChanged
     | RelayMapsChanged
+    | CarriersChanged
     | PingAnswered
     | Departed
 )

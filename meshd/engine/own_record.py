@@ -41,6 +41,8 @@ class RecordContent:
     run: int
     rival: int
     cloned: bool
+    tcp: int
+    tls: int
 
 
 class OwnRecord:
@@ -87,6 +89,8 @@ class OwnRecord:
             run=content.run,
             rival=content.rival,
             cloned=content.cloned,
+            tcp=content.tcp,
+            tls=content.tls,
         )
         blob = sign_record(record, identity.node_key, identity.mesh)
         self.record, self.blob = record, blob
@@ -98,19 +102,19 @@ def own_claim(
     credential: Credential,
     others: Collection[Claim],
     *,
+    admitted_at: int,
     prefix: IPv4Network,
     wanted: Iterable[IPv4Address | None],
 ) -> Claim | None:
     """Return our own claim to an IPv4 address: the first that holds against all others.
 
-    A pinned address is the only one considered.  `wanted` is tried in its order, then a hash of
-    our id.  None if the pin is lost, or the prefix full.
+    `admitted_at` is since when we are a member.  A pinned address is the only one considered.
+    `wanted` is tried in its order, then a hash of our id.  None if the pin is lost, or the prefix
+    full.
     """
 
     def claim(address: IPv4Address) -> Claim:
-        return Claim(
-            credential.subject, address, credential.ipv4 is not None, credential.admitted_at
-        )
+        return Claim(credential.subject, address, credential.ipv4 is not None, admitted_at)
 
     def holds(address: IPv4Address) -> bool:
         own = claim(address)

@@ -26,6 +26,8 @@ Body:
    72 run                 uint, of its daemon that has signed this, absent = 0
    73 rival               uint, another run above whose record this one went, absent = 0
    74 cloned              bool, rival is proven to live: see `meshd.engine.clones`
+   80 tcp                 uint, TCP port at which it carries datagrams, absent = 0, none
+   81 tls                 uint, the same with TLS: see `meshd.carrier`
 """
 
 from __future__ import annotations
@@ -100,6 +102,8 @@ class Record:
     run: int = 0
     rival: int = 0
     cloned: bool = False
+    tcp: int = 0
+    tls: int = 0
 
 
 def sign_record(record: Record, key: NodeKey, mesh: MeshId) -> bytes:
@@ -171,6 +175,10 @@ def _encode(record: Record) -> bytes:
         body[73] = record.rival
     if record.cloned:
         body[74] = True
+    if record.tcp:
+        body[80] = record.tcp
+    if record.tls:
+        body[81] = record.tls
     return pack(body)
 
 
@@ -192,6 +200,8 @@ def _decode_untrusted(body: bytes) -> Record:
         run=fields.uint(72, default=0),
         rival=fields.uint(73, default=0),
         cloned=fields.flag(74),
+        tcp=fields.uint(80, maximum=PORT_MAX, default=0),
+        tls=fields.uint(81, maximum=PORT_MAX, default=0),
     )
     fields.done()
     return record
