@@ -41,6 +41,8 @@ says whether the log still contains it.
 | `invite-used`             | who came by it    | who admitted it                  |
 | `invite-withdrawn`        | the invite        | who withdrew it                  |
 | `wireguard-key-rotated`   | the member        | itself                           |
+| `node-key-announced`      | the new node id   | the former one                   |
+| `node-key-rotated`        | the new node id   | this node, under the former one  |
 | `configuration-changed`   | this node         | this node                        |
 | `checkpoint`              |                   |                                  |
 | `entries-lost`            |                   |                                  |

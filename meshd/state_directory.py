@@ -96,8 +96,24 @@ class StateDirectory:
         except OSError as exc:
             raise StartError(f"{path}: cannot be read: {exc.strerror}") from exc
 
+    def replace_node_key(self, key: NodeKey) -> None:
+        """Put another node key in the place of the one that is there, durably.  Raise StartError.
+
+        Whatever happens, one of them is there, whole.
+        """
+        path = self.path / KEY_NAME
+        partial = self._write_partial(path, base64.b64encode(key.seed) + b"\n")
+        try:
+            partial.rename(path)
+            sync_directory(self.path)
+        except OSError as exc:
+            raise StartError(f"{path}: cannot be written: {exc.strerror}") from exc
+
     def write(self, path: Path, content: bytes) -> None:
         """Make a new file that is there whole or not at all.  Raise StartError."""
+        self.put(self._write_partial(path, content), path)
+
+    def _write_partial(self, path: Path, content: bytes) -> Path:
         # We hold the lock: a file of this name is what a crash has left.
         partial = path.with_name(path.name + ".partial")
         try:
@@ -111,7 +127,7 @@ class StateDirectory:
         except OSError as exc:
             _remove([partial])
             raise StartError(f"{path}: cannot be written: {exc.strerror}") from exc
-        self.put(partial, path)
+        return partial
 
     def put(self, partial: Path, path: Path) -> None:
         """Give a complete file its final name, durably.  Raise StartError."""

@@ -142,9 +142,11 @@ def _insert(database: sqlite3.Connection, entries: Sequence[Entry]) -> None:
 
 
 def _genesis(database: sqlite3.Connection) -> Head:
-    rows = dict(database.execute("SELECT key, value FROM meta WHERE key IN ('mesh', 'node')"))
+    query = "SELECT key, value FROM meta WHERE key IN ('mesh', 'node', 'first-node')"
+    rows = dict(database.execute(query))
     try:
-        return audit.genesis(MeshId(rows["mesh"]), NodeId(rows["node"]))
+        # The log goes on when this machine goes on under another node id.
+        return audit.genesis(MeshId(rows["mesh"]), NodeId(rows.get("first-node", rows["node"])))
     except (KeyError, ValueError) as exc:
         raise StartError("this state is of no mesh yet, and so has no audit log") from exc
 

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from meshd.ctl.exits import Exit, Failed
+from meshd.ctl.rekeying import rotate_node
 from meshd.ctl.sealing import export_mesh, rotate_bootstrap, rotate_mesh
 
 if TYPE_CHECKING:
@@ -20,14 +21,16 @@ ROTATE_TIMEOUT = 120.0  # others may go first
 
 def keys(client: Client, arguments: argparse.Namespace, output: Output) -> Exit:
     """Show the keys, or rotate the WireGuard key and wait until that is done."""
-    if arguments.action == "show" and (arguments.mesh or arguments.bootstrap):
-        raise Failed(Exit.USAGE, "--mesh and --bootstrap say what is to be rotated")
+    if arguments.action == "show" and (arguments.mesh or arguments.bootstrap or arguments.node):
+        raise Failed(Exit.USAGE, "--mesh, --bootstrap and --node say what is to be rotated")
     if (arguments.overlap, arguments.mesh_key_file) != (None, None) and not arguments.mesh:
         raise Failed(Exit.USAGE, "--overlap and --mesh-key-file are for the mesh key: give --mesh")
     if (arguments.action == "export-mesh") != (arguments.file is not None):
         raise Failed(Exit.USAGE, "keys export-mesh FILE, and no other, takes a file")
     if arguments.action == "export-mesh":
         return export_mesh(client, arguments, output)
+    if arguments.node:
+        return rotate_node(client, arguments, output)
     if arguments.mesh:
         return rotate_mesh(client, arguments, output)
     if arguments.bootstrap:

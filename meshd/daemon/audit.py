@@ -36,6 +36,7 @@ from meshd.trust.epoch import open_epoch_untrusted
 from meshd.trust.fact import FactKind
 from meshd.trust.grant import open_grant_untrusted
 from meshd.trust.invite_use import open_invite_use_untrusted
+from meshd.trust.node_succession import open_node_succession_untrusted
 from meshd.trust.revocation import open_revocation_untrusted
 from meshd.trust.succession import open_succession_untrusted
 from meshd.underlay import TokenBucket
@@ -222,6 +223,10 @@ class AuditLog:
                 self._add(
                     self._act("bootstrap-key-rotated", None, epoch.maker, {"number": epoch.number})
                 )
+            case FactKind.NODE_SUCCESSION:
+                followed = open_node_succession_untrusted(fact.blob, ledger.mesh)
+                details = {"dated": followed.dated, "kept": len(followed.kept)}
+                self._add(self._act("node-key-announced", followed.node, followed.former, details))
 
     def _on_record(self, standing: Standing) -> None:
         node, credential = standing.record.node, standing.credential

@@ -185,6 +185,11 @@ class Clones:
             deadlines.append(self._remake_at)
         return Timer(min(deadlines), "a clone") if deadlines else None
 
+    def fall_silent(self) -> None:
+        """Step back for the machine that goes on under another id: see `rekeying`."""
+        self.silent = True
+        self._engine.replan()
+
     # Inside
 
     def _prove(self, record: Record, now: float) -> None:

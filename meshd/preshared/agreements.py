@@ -171,6 +171,13 @@ class Agreements:
         if self._attempt is not None and self._attempt.node == node:
             self._attempt = None
 
+    def carry(self, former: NodeId, node: NodeId) -> None:
+        """Keep the keys of a pair for another id of its member, which is yet to be added."""
+        ring = self.ring(former)
+        if ring.held and node not in self._pairs:
+            self._memory[node] = ring
+            self._events.append(RingChanged(node, ring))
+
     def alive(self, node: NodeId, now: float, wall: float) -> None:
         """Take that a member is heard through its tunnel."""
         pair = self._pairs.get(node)

@@ -15,6 +15,7 @@ Rule 2: what a fact means may depend on other facts (a record on revocations).  
 | SUCCESSION      | fingerprint of the root's number | that number                          |
 | GRANT           | node id                          | number of its root, then issued_at   |
 | BOOTSTRAP_EPOCH | the same for the whole mesh      | number of its root, then its own     |
+| NODE_SUCCESSION | the new node id                  | its date                             |
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ class FactKind(enum.IntEnum):
     SUCCESSION = 4
     GRANT = 5
     BOOTSTRAP_EPOCH = 6
+    NODE_SUCCESSION = 7
 
 
 # Of these, each bears on one node, its key; of others, anybody's standing may change.
 ABOUT_ONE_NODE = frozenset({FactKind.RECORD, FactKind.GRANT})
 # What the others are worth is decided by these: they are told, fetched and judged before all else.
-DECISIVE = frozenset({FactKind.REVOCATION, FactKind.SUCCESSION})
+DECISIVE = frozenset({FactKind.REVOCATION, FactKind.SUCCESSION, FactKind.NODE_SUCCESSION})
 
 
 @dataclass(frozen=True, slots=True)

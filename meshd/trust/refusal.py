@@ -34,6 +34,8 @@ class RefusalCode(enum.IntEnum):
     TOO_LATE = 16  # the credential has expired too long ago to be renewed
     NO_GAIN = 17  # this member could not make the credential last any longer
     SEALED = 18  # the mesh has followed another root, and has no grant for this node
+    SUCCEEDED = 19  # the node goes on under another id
+    UNFOUNDED = 20  # what lets the node in counts no more, or is not known here yet
 
 
 # Another member, or the same one a little later, may well say yes.
@@ -47,6 +49,7 @@ _PASSING = frozenset(
         RefusalCode.FULL,
         RefusalCode.ANSWER_TOO_LONG,
         RefusalCode.NO_GAIN,
+        RefusalCode.UNFOUNDED,
     }
 )
 

@@ -42,6 +42,7 @@ class Statement(enum.StrEnum):
     CLAIM = "claim"
     SUCCESSION = "succession"
     BOOTSTRAP_EPOCH = "bootstrap-epoch"
+    NODE_SUCCESSION = "node-succession"
 
 
 class Signer(Protocol):

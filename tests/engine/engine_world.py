@@ -317,6 +317,8 @@ class Machine:
                 self.disk.starts = max(self.disk.starts, (sequence >> SEQUENCE_SHIFT) + 1)
             case events.SaveKeys(keys):
                 self._save_keys(keys)
+            case events.SwitchNode(identity, record):
+                self._switch_node(identity, record)
             case events.KeyringChanged(node, ring):
                 self.disk.keyrings[node] = ring
                 if not ring.held:
@@ -344,6 +346,16 @@ class Machine:
             self.disk.keys = keys
             self.disk.identity = replace(self.disk.identity, wireguard_key=keys.current)
         self.engine.keys_saved(keys, self.now, self.wall, done=not self.disk.refuses)
+
+    def _switch_node(self, identity, record):
+        if self.disk.refuses:
+            self.engine.rekeying.failed("the disk is full")
+            return
+        self.disk.node_key, self.disk.identity = identity.node_key, identity
+        self.disk.facts[record.kind, record.key] = record
+        seeds = self.engine.config.seeds
+        self.kill()
+        self.start(seeds=seeds)
 
     def _renew(self, key):
         change = renewal(self.engine.desired_state().device, self.wireguard.observe(), key)
