@@ -55,8 +55,6 @@ SEEDS_KEPT_MAX = 64
 # Options that are settled and accepted, so that a configuration need not change with the version.
 NOT_YET = {
     "advertise": "routing networks behind a node",
-    "relay": "relaying",
-    "relay_ports": "relaying",
     "mdns": "finding members on the LAN",
 }
 
@@ -145,7 +143,7 @@ def update(store: Store, identity: Identity) -> None:
 
 def _save(store: Store, identity: Identity) -> None:
     save_roots(store, identity)
-    store.save_meta(Meta.CHAIN, pack({1: identity.chain}))
+    store.save_meta(Meta.CHAIN, pack({1: identity.chain, 64: identity.origin}))
     store.save_meta(Meta.NAME, identity.name.encode())
     store.save_meta(Meta.IPV4_PREFIX, str(identity.ipv4_prefix).encode())
     store.save_meta(Meta.OPEN_MESH, b"1" if identity.open_mesh else b"0")
@@ -226,7 +224,8 @@ def _resume(config: Config, store: Store, mesh: MeshId, wall: float) -> Start:
         bootstrap_key=BootstrapKey(bootstrap_key),
         name=name.decode(),
         ipv4_prefix=config.ipv4_prefix if prefix is None else IPv4Network(prefix.decode()),
-        chain=_chain(chain, store),
+        chain=_chain(chain, 1, store),
+        origin=_chain(chain, 64, store),
         # State of an earlier version does not say; that the secret is given does.
         open_mesh=config.secret is not None if open_mesh is None else open_mesh == b"1",
     )
@@ -237,6 +236,7 @@ def _resume(config: Config, store: Store, mesh: MeshId, wall: float) -> Start:
         sequence=_first_sequence(starts),
         incarnation=store.reserve_sequence(Counter.INCARNATION, 1)[0],
         keyrings=store.load_keyrings(),
+        allocations=tuple(store.load_allocations()),
         keys=load_keys(store, wall),
     )
     return Start(identity, None, memory, _seeds(config, store), remembered=True)
@@ -261,10 +261,10 @@ def _seeds(config: Config, store: Store) -> tuple[str, ...]:
     return tuple(seed for seed in kept if isinstance(seed, str))
 
 
-def _chain(stored: bytes, store: Store) -> tuple[bytes, ...]:
+def _chain(stored: bytes, field: int, store: Store) -> tuple[bytes, ...]:
     try:
         return Fields.unpack_untrusted(stored, what="chain").blobs(
-            1, count_max=CHAIN_LENGTH_MAX, bytes_max=CREDENTIAL_BYTES_MAX
+            field, count_max=CHAIN_LENGTH_MAX, bytes_max=CREDENTIAL_BYTES_MAX
         )
     except BadPacket as exc:
         raise StartError(

@@ -19,7 +19,7 @@ Rule 3: a restart takes up what is on disk, which is what the kernel still forwa
 from __future__ import annotations
 
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from meshd.engine import events
 from meshd.engine.handover import Handover, mark, split
@@ -64,6 +64,13 @@ if TYPE_CHECKING:
     from meshd.trust.credential import Credential
     from meshd.trust.record import Candidate
     from meshd.trust.standing import Standing
+
+_PathEvent: TypeAlias = (
+    path_events.RelayWanted
+    | path_events.RelayUnwanted
+    | path_events.RelaySilent
+    | path_events.EndpointSelected
+)
 
 _KINDS: Mapping[Handover, tuple[type[Message], Callable[[bytes], Message]]] = {
     Handover.RELAY_REQUEST: (Request, decode_request_untrusted),
@@ -187,7 +194,7 @@ class Relays:
         self.member_gone(node)
         self._client.remove_peer(node)
 
-    def on_path(self, event: path_events.Event, now: float, wall: float) -> None:
+    def on_path(self, event: _PathEvent, now: float, wall: float) -> None:
         """Take what the path agent wants of relays."""
         match event:
             case path_events.RelayWanted(node=node, count=count):

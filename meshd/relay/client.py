@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from meshd.keys import NodeId
     from meshd.relay.wire import Message
 
-ASKED_AT_ONCE = 2  # of the nearest, at first
-HELD_MAX = 4  # of one peer: two of each side's choice
+ASKED_AT_ONCE = 2  # of the nearest, at first; the peer asks as many
+HELD_MAX = 4  # of one peer
 ASKED_TIMES_MAX = 3
 REFRESH_RETRY = 10.0
 RTT_UNKNOWN = 1.0  # seconds, for the sake of order
@@ -150,8 +150,8 @@ class Client:
         """Have so many relays ready for a peer."""
         assert count > 0
         wish = self._wishes.setdefault(node, Wish())
-        wish.count = count
-        self._review(node, wish, now)
+        fresh, wish.count = not wish.count, count
+        self._review(node, wish, now, fresh=fresh)
 
     def unwant(self, node: NodeId, now: float) -> None:
         """Let go of what we have asked for a peer."""
@@ -323,15 +323,18 @@ class Client:
                 del until[relay]
         self._review(node, wish, now)
 
-    def _review(self, node: NodeId, wish: Wish, now: float) -> None:
-        """Ask for what is missing, let go of what is too much, and set the next deadline."""
+    def _review(self, node: NodeId, wish: Wish, now: float, *, fresh: bool = False) -> None:
+        """Ask for what is missing, let go of what is too much, and set the next deadline.
+
+        `fresh`: nobody has been asked yet, though the peer may have asked those near to it.
+        """
         kept = [relay for relay in wish.held if not self._drains(relay)]
         waiting = sum(
             asked.times == 1 and relay not in wish.held for relay, asked in wish.asked.items()
         )
         missing = max(wish.count - len(kept) - waiting, 0)
-        if missing and not wish.held and not wish.asked:
-            missing = max(missing, ASKED_AT_ONCE)
+        if fresh:
+            missing = max(missing, min(ASKED_AT_ONCE, HELD_MAX - len(wish.held)))
         missing_from = self._nearest(node, wish)[:missing]
         for relay in missing_from:
             self._ask(node, wish, relay, now)

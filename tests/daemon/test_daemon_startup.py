@@ -114,7 +114,7 @@ def test_two_runs_from_one_backup_do_not_begin_at_one_number(store):
     assert all(7 << 20 <= number < 8 << 20 for number in begun)
 
 
-@pytest.mark.parametrize("flags", [{"relay": True}, {"advertise": ["10.0.0.0/8"]}])
+@pytest.mark.parametrize("flags", [{"mdns": True}, {"advertise": ["10.0.0.0/8"]}])
 def test_an_option_that_is_yet_to_work_is_remarked_on(store, flags):
     chosen = loaded(flags, SECRET)
 
