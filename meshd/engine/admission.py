@@ -155,6 +155,8 @@ class Admission:
         engine = self._engine
         if engine.ledger.revocation(node) is not None:
             return engine.revoking.refusal(node)  # nothing that it says is passed on
+        if engine.ledger.lineage.in_place_of(node) is not None:
+            return engine.rekeying.refusal(node)
         try:
             if engine.following.has_ended_untrusted(record):
                 return engine.following.refusal  # and it is not kept either
@@ -171,6 +173,8 @@ class Admission:
             )
         if standing.revoked:
             return engine.revoking.refusal(node)
+        if standing.unfounded:
+            return engine.rekeying.unfounded
         if not standing.admitted:
             return engine.invites.refusal(standing)
         return ()
@@ -209,7 +213,10 @@ class Admission:
         identity = self._engine.identity
         revocation = b""
         if newcomer is not None and isinstance(verdict, Refusal):
-            revocation = self._engine.revoking.blob_against(newcomer)
+            engine = self._engine
+            revocation = engine.revoking.blob_against(newcomer)
+            if verdict.code is RefusalCode.SUCCEEDED:
+                revocation = engine.rekeying.blob_against(newcomer)
         self._responder.answer(
             reference,
             verdict,

@@ -141,7 +141,7 @@ class Following:
                 bootstrap_key=token.bootstrap_key,
                 older_bootstrap_key=identity.bootstrap_key,
             )
-        engine.become(replace(identity, pinned=engine.ledger.roots, chain=chain), now)
+        engine.become(replace(identity, pinned=engine.ledger.roots, chain=chain, origin=()), now)
 
     @property
     def left_behind(self) -> bool:
@@ -185,7 +185,7 @@ class Following:
         granted = engine.ledger.roots.number_of(grant.credential.issuer)
         assert granted is not None
         if ours is None or ours < granted:
-            engine.become(replace(engine.identity, chain=(grant.blob,)), now)
+            engine.become(replace(engine.identity, chain=(grant.blob,), origin=()), now)
 
     def _settle(self, now: float, wall: float) -> None:
         engine = self._engine

@@ -21,6 +21,7 @@ class Identity:
 
     `open_mesh`: whoever knows a secret can sign as this mesh, so nobody can be thrown out of it.
     `pinned`: the line of roots it follows, see `roots`.
+    `origin`: the chain it came in by, where a renewal has replaced that: see `meshd.trust.line`.
     """
 
     mesh: MeshId
@@ -34,6 +35,7 @@ class Identity:
     open_mesh: bool = False
     pinned: Roots | None = None
     older_bootstrap_key: BootstrapKey | None = None  # that before the present one
+    origin: tuple[bytes, ...] = ()
 
     @property
     def node(self) -> NodeId:

@@ -16,13 +16,16 @@
 Rule 1: the record of the new id is what changes something, and it is on disk before anybody hears
         of it.  Until then we are `former`, and whatever fails leaves us that.
 
-Rule 2: a verdict counts only from the member that was asked, for the reference that it was asked
+Rule 2: the succession lists what we have signed (`NodeSuccession.kept`).  If there is more by the
+        time of the switch, another one is told first, and given its time.
+
+Rule 3: a verdict counts only from the member that was asked, for the reference that it was asked
         with, and only if it gives what we had (`meshd.trust.rekeying`).
 
-Rule 3: a member that goes on under another id keeps its peer, its endpoint and its pre-shared keys
+Rule 4: a member that goes on under another id keeps its peer, its endpoint and its pre-shared keys
         here.  It is neither dead nor new: `member-rekeyed` tells.
 
-Rule 4: whoever still comes as `former` is a copy of that machine.  It is refused with the
+Rule 5: whoever still comes as `former` is a copy of that machine.  It is refused with the
         succession itself, signed by its own key; a node that is shown one it does not prepare falls
         silent, for it has the WireGuard key of the one that goes on.
 """
@@ -160,7 +163,7 @@ class Rekeying:
         if attempt is None or now < attempt.due_at:
             return
         if attempt.chain:
-            self._switch(attempt)
+            self._switch(attempt, now, wall)
             return
         assert attempt.issuer is not None
         attempt.trouble = f"{self._engine.name_of(attempt.issuer)} does not answer"
@@ -172,15 +175,26 @@ class Rekeying:
             return None
         return Timer(self._attempt.due_at, "a new node key")
 
-    def _sign(self, key: NodeKey, wall: float, *more: bytes) -> NodeSuccession:
+    def _sign(
+        self,
+        key: NodeKey,
+        wall: float,
+        *,
+        chain: tuple[bytes, ...] = (),
+        before: NodeSuccession | None = None,
+    ) -> NodeSuccession:
+        """Sign a succession; one that takes the place of another is dated later."""
         identity = self._engine.identity
-        kept = self._engine.ledger.signed_by(identity.node)
         return sign_node_succession(
-            identity.node_key, key, identity.mesh, dated=int(wall), kept=(*kept, *more)
+            identity.node_key,
+            key,
+            identity.mesh,
+            dated=int(wall) if before is None else max(int(wall), before.dated + 1),
+            kept=self._engine.ledger.signed_by(identity.node).union(map(kept_digest, chain)),
         )
 
     def _by_ourselves(self, wall: float) -> tuple[bytes, ...] | Refusal:
-        """Sign our own credential, and list it among what goes on counting."""
+        """Sign our own credential; the succession is to list that too."""
         engine, attempt = self._engine, self._attempt
         assert attempt is not None
         chain = succeed(
@@ -191,19 +205,23 @@ class Rekeying:
             wall=wall,
         )
         if not isinstance(chain, Refusal):
-            attempt.succession = self._sign(attempt.key, wall, kept_digest(chain[-1]))
+            attempt.succession = self._sign(attempt.key, wall, chain=chain[-1:])
         return chain
 
     def _settle_for(self, verdict: tuple[bytes, ...] | Refusal, now: float, wall: float) -> None:
         """Take a chain, and tell everybody; or note why there is none."""
-        engine, attempt = self._engine, self._attempt
+        attempt = self._attempt
         assert attempt is not None
         if isinstance(verdict, Refusal):
             attempt.trouble = verdict.text
             return
         attempt.chain = verdict
+        self._announce(attempt, now, wall)
+
+    def _announce(self, attempt: _Attempt, now: float, wall: float) -> None:
         attempt.due_at = now + SPREAD_TIME
-        engine.learn(FactKind.NODE_SUCCESSION, attempt.succession.blob, now, wall, at_once=True)
+        blob = attempt.succession.blob
+        self._engine.learn(FactKind.NODE_SUCCESSION, blob, now, wall, at_once=True)
 
     def _ask(self, now: float, wall: float) -> None:
         engine, attempt = self._engine, self._attempt
@@ -244,12 +262,19 @@ class Rekeying:
                 ranked.append((attempt.tries.get(view.node, 0), rank, view.node))
         return min(ranked)[2] if ranked else None
 
-    def _switch(self, attempt: _Attempt) -> None:
+    def _switch(self, attempt: _Attempt, now: float, wall: float) -> None:
         engine, identity = self._engine, self._engine.identity
         record = engine.presence.record
         trouble = self.hindrance()
         if trouble is not None or record is None:
             self.failed(trouble or "this node has no record of its own")
+            return
+        missing = engine.ledger.signed_by(identity.node).difference(attempt.succession.kept)
+        if missing:
+            attempt.succession = self._sign(
+                attempt.key, wall, chain=attempt.chain[-1:], before=attempt.succession
+            )
+            self._announce(attempt, now, wall)
             return
         record = replace(record, node=attempt.key.id, chain=attempt.chain)
         blob = sign_record(record, attempt.key, identity.mesh)

@@ -1,9 +1,9 @@
 """Keeping our credential alive, and renewing those of others: `meshd.trust.renewal` over a tunnel.
 
     this member                             a member with `admit`
-       │ RENEWAL_REQUEST {reference}           │
-       │──────────────────────────────────────▶│ who asks is known from the tunnel, and what it
-       │ RENEWAL_VERDICT {reference, chain}    │ holds from its record
+       │ RENEWAL_REQUEST {reference, origin}   │
+       │──────────────────────────────────────▶│ who asks is known from the tunnel, what it
+       │ RENEWAL_VERDICT {reference, chain}    │ holds from its record, and its past from its origin
        │◀──────────────────────────────────────│
        │ verified; then ours: a new record tells everybody
 
@@ -35,10 +35,22 @@ from meshd.engine import events
 from meshd.engine.handover import Handover, mark, split
 from meshd.errors import BadPacket
 from meshd.gossip.claim import MemberState
-from meshd.trust.credential import verify_chain_untrusted
+from meshd.trust.credential import (
+    CHAIN_LENGTH_MAX,
+    CREDENTIAL_BYTES_MAX,
+    verify_chain_untrusted,
+)
 from meshd.trust.granting import utc
 from meshd.trust.refusal import Refusal
-from meshd.trust.renewal import GRACE, Phase, issuer_rank, next_phase_at, phase, renew, renews
+from meshd.trust.renewal import (
+    GRACE,
+    Phase,
+    issuer_rank,
+    next_phase_at,
+    phase,
+    renew_untrusted,
+    renews,
+)
 from meshd.underlay import Timer
 
 if TYPE_CHECKING:
@@ -176,7 +188,20 @@ class Renewal:
         self._tries[issuer] = self._tries.get(issuer, 0) + 1
         reference = self._rng.randbytes(REFERENCE_BYTES)
         self._asked = _Asked(issuer, reference, now + ANSWER_TIMEOUT)
-        engine.send_overlay(mark(Handover.RENEWAL_REQUEST, pack({1: reference})), issuer)
+        asked = pack({1: reference, 64: self._origin})
+        engine.send_overlay(mark(Handover.RENEWAL_REQUEST, asked), issuer)
+
+    @property
+    def _origin(self) -> tuple[bytes, ...]:
+        """The chain that we came in by, if it still counts for something; else the present one."""
+        identity, ledger = self._engine.identity, self._engine.ledger
+        if identity.origin:
+            opened = verify_chain_untrusted(
+                identity.origin, ledger.mesh, identity.node, ledger.cache
+            )
+            if ledger.counts(identity.origin, opened):
+                return identity.origin
+        return identity.chain
 
     def _choose(self, credential: Credential, wall: float) -> NodeId | None:
         engine = self._engine
@@ -231,7 +256,8 @@ class Renewal:
         except BadPacket:
             self._fail(f"{engine.name_of(source)} answers with what is no renewal of it", now)
             raise
-        engine.become(replace(engine.identity, chain=verdict.verdict), now)
+        renewed_identity = replace(engine.identity, chain=verdict.verdict, origin=self._origin)
+        engine.become(renewed_identity, now)
         engine.emit(
             events.Notice(
                 "credential-renewed",
@@ -250,7 +276,10 @@ class Renewal:
         assert own is not None, "it was asked for a renewal of it"
         credentials = verify_chain_untrusted(chain, ledger.mesh, engine.identity.node, ledger.cache)
         renewed = credentials[-1]
-        if renewed.issuer != source or not renews(renewed, own, wall):
+        origin = verify_chain_untrusted(
+            self._origin, ledger.mesh, engine.identity.node, ledger.cache
+        )
+        if renewed.issuer != source or not renews(credentials, own, origin, wall):
             raise BadPacket("renewal that is none")
         if ledger.judgement().against_chain(credentials) is not None:
             raise BadPacket("renewal through a revoked member")
@@ -262,13 +291,19 @@ class Renewal:
         engine, identity = self._engine, self._engine.identity
         fields = Fields.unpack_untrusted(data, what="renewal request")
         reference = fields.blob(1, size=REFERENCE_BYTES)
+        origin = fields.blobs(64, count_max=CHAIN_LENGTH_MAX, bytes_max=CREDENTIAL_BYTES_MAX)
         fields.done()
         if not identity.chain:
             raise BadPacket("renewal asked of one who is not in yet")
         if not self._has_time_for(source, now):
             raise BadPacket("renewals asked too often")
-        verdict = renew(
-            engine.ledger, source, key=identity.node_key, chain=identity.chain, wall=wall
+        verdict = renew_untrusted(
+            engine.ledger,
+            source,
+            key=identity.node_key,
+            chain=identity.chain,
+            wall=wall,
+            shown=origin,
         )
         engine.send_overlay(
             mark(

@@ -34,6 +34,7 @@ from meshd.errors import BadPacket
 from meshd.keys import MeshId
 from meshd.trust.fact import FactKind
 from meshd.trust.granting import utc
+from meshd.trust.line import let_in_by, line_id
 from meshd.trust.refusal import REFUSAL_TEXT_BYTES_MAX, Refusal, RefusalCode
 from meshd.trust.revocation import (
     Revocation,
@@ -95,7 +96,7 @@ class Revoking:
                 continue
             if foreseen.against_chain(standing.chain) is not None:
                 falls.append(node)
-            elif any(credential.subject == subject for credential in standing.chain[:-1]):
+            elif line_id(subject) in let_in_by(standing.chain):
                 stays.append(node)
         return Draft(
             revocation=revocation,
@@ -136,7 +137,7 @@ class Revoking:
         assert revocation is not None
         text = (
             f"node {node.short} is not a member of this mesh any more, "
-            f"{self._why(revocation, node)}; {_way_back(revocation, node)}"
+            f"{self._why(revocation, node)}; {self._way_back(revocation, node)}"
         )
         return Refusal(RefusalCode.REVOKED, text[:REFUSAL_TEXT_BYTES_MAX])
 
@@ -176,7 +177,7 @@ class Revoking:
         """Why we are out, and what to do.  Only if we are."""
         assert self.revocation is not None
         node = self._engine.identity.node
-        why, way = self._why(self.revocation, node), _way_back(self.revocation, node)
+        why, way = self._why(self.revocation, node), self._way_back(self.revocation, node)
         return f"this node is out of the mesh, {why}; {way}"
 
     def _judge_ourselves(self) -> None:
@@ -218,11 +219,14 @@ class Revoking:
     def _why(self, revocation: Revocation, node: NodeId) -> str:
         what = "revoked with all it let in" if revocation.cascade else "revoked"
         text = f"{what} by {self.signer(revocation)} at {utc(revocation.revoked_at)}"
-        if revocation.subject == node:
+        if self._is_subject(revocation, node):
             return text
         return f"let in through {self._engine.called(revocation.subject)}, {text}"
 
+    def _way_back(self, revocation: Revocation, node: NodeId) -> str:
+        """Say what it takes: who is revoked stays out, another's chain can be replaced."""
+        return _AS_ANOTHER if self._is_subject(revocation, node) else _AS_ITSELF
 
-def _way_back(revocation: Revocation, node: NodeId) -> str:
-    """Say what it takes: a node id that is revoked stays out, another's chain can be replaced."""
-    return _AS_ANOTHER if revocation.subject == node else _AS_ITSELF
+    def _is_subject(self, revocation: Revocation, node: NodeId) -> bool:
+        """Whether a node itself is revoked, be it under an id that it had before."""
+        return node in self._engine.ledger.lineage.ids_of(revocation.subject)

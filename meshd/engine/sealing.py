@@ -103,7 +103,7 @@ def _succession(
         raise UsageError(f"this mesh has had {ROOTS_MAX} keys, and cannot have another one")
     members = {node: each for node, each in ledger.members().items() if each.admitted}
     grants = [
-        (FactKind.GRANT, sign_grant(standing.credential, mesh_key, mesh, int(wall)))
+        (FactKind.GRANT, sign_grant(standing.chain, mesh_key, mesh, int(wall)))
         for standing in members.values()
     ]
     succession = Succession(

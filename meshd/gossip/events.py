@@ -88,6 +88,13 @@ class EquivocationSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordEvicted:
+    """The ledger has dropped a node's record for one that came: it holds as many as it can."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class IncarnationRaised:
     """Our own incarnation has grown: persist it, so that a restart begins above it."""
 
@@ -117,6 +124,7 @@ Event: TypeAlias = (
     | PingAnswered
     | FactLearned
     | EquivocationSeen
+    | RecordEvicted
     | IncarnationRaised
     | LeaveAnnounced
     | BadPacketReceived

@@ -14,11 +14,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meshd.errors import BadPacket
-from meshd.gossip.events import BadPacketReceived, EquivocationSeen, FactLearned
+from meshd.gossip.events import (
+    BadPacketReceived,
+    EquivocationSeen,
+    FactLearned,
+    RecordEvicted,
+)
 from meshd.gossip.index import turn_of
 from meshd.gossip.wire import CLAIM_ITEM, Item, Message, MessageType
 from meshd.keys import NodeId
-from meshd.trust.fact import ABOUT_ONE_NODE
+from meshd.trust.fact import ABOUT_ONE_NODE, FactKind
 from meshd.trust.ledger import NO_ROOM, Outcome
 
 if TYPE_CHECKING:
@@ -77,7 +82,9 @@ class Intake:
                     seen.append((CLAIM_ITEM, claim.subject))
                     if news is not None and source != news.subject:
                         corrections[news.subject] = Item(CLAIM_ITEM, news.blob)
-                elif (fact := self._merge_fact_untrusted(item, source, wall, changed)) is not None:
+                elif (
+                    fact := self._merge_fact_untrusted(item, source, now, wall, changed)
+                ) is not None:
                     seen.append((fact.kind, fact.key))
             except BadPacket as exc:
                 self._membership.events.append(BadPacketReceived(source, exc.reason))
@@ -90,10 +97,16 @@ class Intake:
         return seen
 
     def _merge_fact_untrusted(
-        self, item: Item, source: NodeId, wall: float, changed: list[Fact]
+        self, item: Item, source: NodeId, now: float, wall: float, changed: list[Fact]
     ) -> Fact | None:
         result = self._ledger.merge_untrusted(item.kind, item.blob, wall)
         fact = result.fact
+        for node in result.evicted:
+            # It may have come with this very datagram.
+            gone = (FactKind.RECORD, bytes(node))
+            changed[:] = [each for each in changed if (each.kind, each.key) != gone]
+            self.forget_record(node, now)
+            self._membership.events.append(RecordEvicted(node))
         if result.outcome is Outcome.FULL:
             raise BadPacket(NO_ROOM)
         if fact is None:
@@ -108,6 +121,12 @@ class Intake:
             key = (fact.kind, fact.key, b"")
             self._broadcasts.came_back(key, item.blob, members=len(self._membership) + 1)
         return fact
+
+    def forget_record(self, node: NodeId, now: float) -> None:
+        """Let go of a node whose record the ledger has dropped."""
+        self._membership.remove(node, now)
+        self._index.remove(FactKind.RECORD, node)
+        self._broadcasts.drop((FactKind.RECORD, node, b""))
 
     def take_facts(self, facts: Sequence[Fact], now: float, *, broadcast: bool) -> None:
         """Act on what the ledger has learnt.  All at once: standings are worked out only once."""

@@ -17,7 +17,9 @@ Rule 3: admission is idempotent.  The same joiner with the same invite gets the 
         go on for ever.
 
 Rule 4: a joiner that was a member before keeps its time of first admission, and so its name and
-        its address.
+        its address, as far back as the admitting member's own goes (`line`).
+
+Rule 5: who made the invite answers for the joiner as the admitting member does: it is in its line.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.errors import BadPacket
-from meshd.trust.credential import Credential, excess
+from meshd.trust.credential import ADMISSION_BYTES_MAX, Credential, excess
 from meshd.trust.grammar import is_name
 from meshd.trust.granting import extend, limited, own_right, utc
 from meshd.trust.invite import open_invite_untrusted
 from meshd.trust.invite_use import InviteUse, sign_invite_use
+from meshd.trust.line import let_in_by, line_for, line_id
 from meshd.trust.refusal import Refusal, RefusalCode
 
 if TYPE_CHECKING:
@@ -69,9 +72,9 @@ def admit(
 
     The ledger is not changed: merge the use, and answer only then.
     """
-    own = own_right(ledger, key.id, chain, wall)
-    if isinstance(own, Refusal):
-        return own
+    issuers = own_right(ledger, key.id, chain, wall)
+    if isinstance(issuers, Refusal):
+        return issuers
     try:
         invite = open_invite_untrusted(application.invite, ledger.mesh)
     except BadPacket:
@@ -82,9 +85,9 @@ def admit(
     refusal = (
         _judge_inviter(ledger, invite, wall)
         or _judge_invite(ledger, invite, application.subject, wall)
-        or _judge_subject(ledger, invite, application)
+        or _judge_subject(ledger, invite, application, issuers)
     )
-    return refusal or _grant(ledger, invite, application, own, key=key, chain=chain, wall=wall)
+    return refusal or _grant(ledger, invite, application, issuers, key=key, chain=chain, wall=wall)
 
 
 def withdraw(
@@ -154,8 +157,10 @@ def _judge_invite(ledger: Ledger, invite: Invite, subject: NodeId, wall: float) 
     return None
 
 
-def _judge_subject(ledger: Ledger, invite: Invite, application: Application) -> Refusal | None:
-    if not ledger.has_room_for(application.subject):
+def _judge_subject(
+    ledger: Ledger, invite: Invite, application: Application, issuers: tuple[Credential, ...]
+) -> Refusal | None:
+    if not ledger.has_room_for(application.subject, issuers):
         return Refusal(
             RefusalCode.FULL,
             "the mesh has as many members as it can hold; 'meshctl forget' those that are gone",
@@ -165,6 +170,12 @@ def _judge_subject(ledger: Ledger, invite: Invite, application: Application) -> 
             RefusalCode.REVOKED,
             f"node {application.subject.short} is revoked from this mesh for good; "
             "to come back, start with a new state directory and another token",
+        )
+    if ledger.lineage.in_place_of(application.subject) is not None:
+        return Refusal(
+            RefusalCode.SUCCEEDED,
+            f"node {application.subject.short} goes on with a new node key, on another machine or "
+            "in another state directory; to come in here, start with a new state directory",
         )
     name = invite.name or application.name
     if not is_name(name):
@@ -186,12 +197,13 @@ def _grant(
     ledger: Ledger,
     invite: Invite,
     application: Application,
-    own: Credential,
+    issuers: tuple[Credential, ...],
     *,
     key: NodeKey,
     chain: tuple[bytes, ...],
     wall: float,
 ) -> Admission | Refusal:
+    own = issuers[-1]
     used_at = _used_at(ledger, invite, application.subject, wall)
     # Never before our own credential, or the link would not verify: our clock may have been set
     # back, or another member may have recorded the use before we were admitted.
@@ -208,9 +220,11 @@ def _grant(
         admitted_at=_admitted_at(ledger, application.subject, used_at),
         issued_at=issued_at,
         invite=invite.id,
+        line=_line(ledger, invite, application.subject, issuers),
+        succeeds=_succeeds(ledger, application.subject),
     )
     credential = limited(credential, own, invite.lifetime)
-    extended = extend(chain, own, credential, key=key, ledger=ledger)
+    extended = extend(chain, own, credential, key=key, ledger=ledger, bytes_max=ADMISSION_BYTES_MAX)
     if isinstance(extended, Refusal):
         return extended
     if credential.expires_at and wall > credential.expires_at:
@@ -232,8 +246,23 @@ def _grant(
     return Admission(credential, extended, sign_invite_use(use, key, ledger.mesh))
 
 
+def _line(
+    ledger: Ledger, invite: Invite, subject: NodeId, issuers: tuple[Credential, ...]
+) -> tuple[bytes, ...]:
+    """Return on whose word the joiner is in beyond our own: the inviter's, if another."""
+    inviter = ledger.standing(invite.issuer)
+    assert inviter is not None, "it has been judged"
+    return tuple(line_for(subject, (*let_in_by(inviter.chain), line_id(invite.issuer)), issuers))
+
+
 def _used_at(ledger: Ledger, invite: Invite, subject: NodeId, wall: float) -> int:
     return ledger.invite(invite.id).winners.get(subject, int(wall))
+
+
+def _succeeds(ledger: Ledger, subject: NodeId) -> NodeId | None:
+    """Return the id that a joiner had before, if it was a member then: it stays the same one."""
+    standing = ledger.standing(subject)
+    return None if standing is None else standing.credential.succeeds
 
 
 def _admitted_at(ledger: Ledger, subject: NodeId, used_at: int) -> int:

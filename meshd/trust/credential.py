@@ -16,10 +16,14 @@ Rule 2: each link may only narrow.  Routes lie within a route of the issuer's; t
 
 Rule 3: `issued_at` falls into the issuer's life, give or take CLOCK_SKEW_MAX.  `admitted_at` is
         the time of first admission, is carried through renewals, and is never after `issued_at`.
+        What comes of a date from before the issuer's own admission is said in `line`.
 
 Rule 4: expiry is not part of verification.  Whoever was once admitted stays a member until
         revoked, so a mesh that was off for years comes up; but from `expires_at` (and
         CLOCK_SKEW_MAX) on it may neither admit, nor advertise routes, nor relay.
+
+Rule 5: on whose word the subject is in is said by the chain, and by the line where the chain has
+        been replaced: see `line`.
 
 Body:
 
@@ -29,6 +33,7 @@ Body:
     4 ipv4      4 bytes, a pin           10 expires_at   time, absent = never
     5 routes    array of networks        11 invite       32 bytes, absent = by no invite
     6 admit     bool, absent = false     64 lifetime     seconds to renew for, absent = 10 less 9
+   12 succeeds  32 bytes, its former id  65 line         bytes, absent = nobody: see `line`
 
 The issuer is not in the body: it is known from the place in the chain, and the signature is its.
 """
@@ -50,6 +55,7 @@ from meshd.trust.grammar import (
     tags_untrusted,
     wall_untrusted,
 )
+from meshd.trust.line import LINE_FIELD, check_line_untrusted, line_untrusted
 from meshd.trust.signed import (
     Statement,
     open_untrusted,
@@ -65,7 +71,8 @@ if TYPE_CHECKING:
     from meshd.codec import IPNetwork
     from meshd.keys import MeshKey, NodeKey
 
-CREDENTIAL_BYTES_MAX = 256
+CREDENTIAL_BYTES_MAX = 320
+ADMISSION_BYTES_MAX = 256  # of a first one: renewals and grants add two dates and a line, 63 bytes
 CHAIN_LENGTH_MAX = 4
 CHAIN_BYTES_MAX = 704  # leaves 296 bytes of a record for what the node says itself
 GRANTED_ROUTES_MAX = 8
@@ -109,6 +116,8 @@ class Credential:
     expires_at: int = 0  # 0 = never
     invite: InviteId | None = None
     lifetime: int = 0  # what a renewal gives, in seconds; 0 = as long as this one was given
+    line: tuple[bytes, ...] = ()  # short ids of those on whose word it is, beyond its chain
+    succeeds: NodeId | None = None  # the id that this member had before: see `lineage`
 
     @property
     def renewed_lifetime(self) -> int:
@@ -217,6 +226,7 @@ def verify_chain_untrusted(
             raise BadPacket("credential admitted after it was issued")
         if credentials:
             _check_link_untrusted(credentials[-1], credential)
+        check_line_untrusted(credential, credentials)
         credentials.append(credential)
     if credentials[-1].subject != subject:
         raise BadPacket("credential of another subject")
@@ -307,8 +317,12 @@ def _encode(credential: Credential) -> bytes:
         body[10] = credential.expires_at
     if credential.invite is not None:
         body[11] = bytes(credential.invite)
+    if credential.succeeds is not None:
+        body[12] = bytes(credential.succeeds)
     if credential.lifetime:
         body[64] = credential.lifetime
+    if credential.line:
+        body[LINE_FIELD] = b"".join(credential.line)
     return pack(body)
 
 
@@ -329,6 +343,8 @@ def _decode_untrusted(body: bytes, issuer: MeshId | NodeId) -> Credential:
         expires_at=wall_untrusted(fields, 10, default=0),
         invite=InviteId(fields.blob(11, size=KEY_BYTES)) if fields.has(11) else None,
         lifetime=wall_untrusted(fields, 64, default=0),
+        line=line_untrusted(fields),
+        succeeds=NodeId(fields.blob(12, size=KEY_BYTES)) if fields.has(12) else None,
     )
     fields.done()
     return credential

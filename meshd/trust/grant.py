@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING
 from meshd.errors import BadPacket
 from meshd.trust.credential import CREDENTIAL_BYTES_MAX, issue
 from meshd.trust.fact import Fact, FactKind
+from meshd.trust.line import LINE_LENGTH_MAX, let_in_by, member_since
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meshd.keys import MeshId, MeshKey
     from meshd.trust.credential import Credential, CredentialCache
     from meshd.trust.roots import Roots
@@ -35,13 +38,16 @@ class OpenedGrant:
     blob: bytes
 
 
-def sign_grant(credential: Credential, key: MeshKey, mesh: MeshId, wall: int) -> bytes:
-    """Return the grant that gives what a credential gave, to the day on which that ends."""
+def sign_grant(chain: Sequence[Credential], key: MeshKey, mesh: MeshId, wall: int) -> bytes:
+    """Return the grant that gives what a chain gave, to the day on which that ends."""
+    credential = chain[-1]
     anew = replace(
         credential,
         issuer=key.id,
-        issued_at=max(wall, credential.admitted_at),
+        admitted_at=member_since(chain),
+        issued_at=max(wall, member_since(chain)),
         lifetime=credential.renewed_lifetime,
+        line=let_in_by(chain)[:LINE_LENGTH_MAX],  # those whom the chain shows are the first
     )
     blob = issue(anew, key, mesh)
     if len(blob) > CREDENTIAL_BYTES_MAX:

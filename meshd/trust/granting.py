@@ -19,6 +19,7 @@ from meshd.trust.credential import (
     issue,
     verify_chain_untrusted,
 )
+from meshd.trust.line import LINE_LENGTH_MAX
 from meshd.trust.refusal import Refusal, RefusalCode
 
 if TYPE_CHECKING:
@@ -28,20 +29,24 @@ if TYPE_CHECKING:
 
 def own_right(
     ledger: Ledger, node: NodeId, chain: tuple[bytes, ...], wall: float
-) -> Credential | Refusal:
-    """Return the credential by which the member with this chain may grant, or why it may not."""
+) -> tuple[Credential, ...] | Refusal:
+    """Return the opened chain by which a member may grant, or why it may not."""
     credentials = verify_chain_untrusted(chain, ledger.mesh, node, ledger.cache)
     own = credentials[-1]
     if ledger.judgement().against_chain(credentials) is not None:
         why = "is revoked"
     elif not ledger.roots.lasts(credentials[0].issuer):
         why = "was admitted by a key of the mesh that has been replaced"
+    elif ledger.lineage.in_place_of(node) is not None:
+        why = "goes on under another node id"
+    elif not ledger.lineage.chain_counts(chain, credentials):
+        why = "was let in by a node key that has been replaced, and does not vouch for it"
     elif not own.admit:
         why = "has no right to admit"
     elif own.expired(wall):
         why = f"has a credential that expired at {utc(own.expires_at)}"
     else:
-        return own
+        return credentials
     return Refusal(RefusalCode.NOT_ALLOWED, f"member '{own.name}' {why}; ask another member")
 
 
@@ -52,6 +57,7 @@ def extend(
     *,
     key: NodeKey,
     ledger: Ledger,
+    bytes_max: int = CREDENTIAL_BYTES_MAX,
 ) -> tuple[bytes, ...] | Refusal:
     """Return the chain with one more credential, signed, or why that would not verify.
 
@@ -65,19 +71,24 @@ def extend(
             "ask a member that may",
         )
     blob = issue(credential, key, ledger.mesh)
-    if len(blob) > CREDENTIAL_BYTES_MAX:
+    if len(blob) > bytes_max:
         return Refusal(
             RefusalCode.CREDENTIAL_TOO_LONG,
-            f"the credential would have {len(blob)} bytes, {CREDENTIAL_BYTES_MAX} are allowed; "
+            f"the credential would have {len(blob)} bytes, {bytes_max} are allowed; "
             "choose a shorter --name, or ask for a token with fewer tags and routes",
         )
     extended = (*chain, blob)
-    if len(extended) > CHAIN_LENGTH_MAX or sum(map(len, extended)) > CHAIN_BYTES_MAX:
+    if (
+        len(extended) > CHAIN_LENGTH_MAX
+        or sum(map(len, extended)) > CHAIN_BYTES_MAX
+        or len(credential.line) > LINE_LENGTH_MAX
+    ):
         return Refusal(
             RefusalCode.CHAIN_TOO_LONG,
             f"the chain of credentials through member '{own.name}' would be too long; "
             "ask a member that was admitted nearer to the mesh key",
         )
+    ledger.issued(blob)
     return extended
 
 

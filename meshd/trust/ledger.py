@@ -16,7 +16,8 @@ Rule 2: therefore the record of a revoked node is kept as well.  It counts for n
 
 Rule 3: every kind of fact has a bound.  At the bound what is new is refused (`Outcome.FULL`) and
         what is known may still be updated.  The last quarter of the revocations is for the mesh
-        key alone, so that no member can fill the table against it.
+        key alone, so that no member can fill the table against it.  Among records those that rank
+        worse make room for those that rank better (`places`), but for that of our own node.
 
 Rule 4: two records of one node with one sequence number and different bodies are proof of two
         machines with the same key.  The one of greater precedence is kept, everywhere, and the
@@ -29,12 +30,15 @@ Rule 6: all of it is seen from one line of `roots`, which ledgers that agree hav
         refused (`Outcome.RIVAL`) whatever it says.  What is signed under a root that is not known
         yet waits until it is (`take_waiting`).  A record under a root that has ended is kept, and
         counts only with a grant for its node, and by that (`Standing.ended`).
+
+Rule 7: which ids are one member follows from the facts held (`lineage`), ahead of all judgement.
 """
 
 from __future__ import annotations
 
 import bisect
 import enum
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -44,6 +48,7 @@ from meshd.keys import SIGNATURE_BYTES, NodeId
 from meshd.trust.credential import CredentialCache, UnknownRoot
 from meshd.trust.epoch import OpenedEpoch, epoch_fact, open_epoch_untrusted
 from meshd.trust.fact import Fact, FactKind
+from meshd.trust.grammar import WALL_MAX
 from meshd.trust.grant import OpenedGrant, grant_fact, open_grant_untrusted
 from meshd.trust.invite_use import (
     InviteState,
@@ -52,7 +57,15 @@ from meshd.trust.invite_use import (
     resolve_uses,
     use_fact,
 )
-from meshd.trust.names import Names
+from meshd.trust.lineage import Lineage
+from meshd.trust.names import Named, Names
+from meshd.trust.node_succession import (
+    NodeSuccession,
+    kept_digest,
+    node_succession_fact,
+    open_node_succession_untrusted,
+)
+from meshd.trust.places import Places, Rank, sponsors_of
 from meshd.trust.record import open_record_untrusted, record_fact
 from meshd.trust.revocation import (
     Judgement,
@@ -67,7 +80,7 @@ from meshd.trust.succession import open_succession_untrusted, succession_fact
 from meshd.trust.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from meshd.keys import InviteId, MeshId
     from meshd.trust.credential import Credential
@@ -80,6 +93,7 @@ MEMBERS_MAX = 65536
 REVOCATIONS_MAX = 8192
 REVOCATIONS_BY_MEMBERS_MAX = REVOCATIONS_MAX * 3 // 4
 INVITE_USES_MAX = 65536
+ISSUED_KEPT_MAX = 16
 
 
 NO_ROOM = "no room for another statement of its kind"  # how FULL is counted
@@ -105,6 +119,7 @@ class Merge(NamedTuple):
     outcome: Outcome
     fact: Fact | None  # what is held under its key from here on, if anything is
     changed: bool  # whether that is this very statement, and was not held before: pass it on
+    evicted: tuple[NodeId, ...] = ()  # whose records were dropped: there was no place for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +139,7 @@ class _OpenedRecord:
     blob: bytes
 
 
-_Opened = _OpenedRecord | OpenedRevocation | OpenedUse | OpenedGrant | OpenedEpoch
+_Opened = _OpenedRecord | OpenedRevocation | OpenedUse | OpenedGrant | OpenedEpoch | NodeSuccession
 
 
 class Ledger:
@@ -137,6 +152,7 @@ class Ledger:
         self,
         mesh: MeshId,
         *,
+        own: NodeId | None = None,
         roots: Roots | None = None,
         members_max: int = MEMBERS_MAX,
         revocations_max: int = REVOCATIONS_MAX,
@@ -144,7 +160,10 @@ class Ledger:
         invite_uses_max: int = INVITE_USES_MAX,
     ) -> None:
         self.mesh = mesh
+        self._own = own
         self._members_max = members_max
+        self._places = Places(places_max=members_max)
+        self._ranks_known = True  # whether all places are by what is held at present
         self._revocations_max = revocations_max
         self._revocations_by_members_max = revocations_by_members_max
         self._invite_uses_max = invite_uses_max
@@ -164,6 +183,8 @@ class Ledger:
         self._uses: dict[InviteId, dict[bytes, OpenedUse]] = {}
         self._grants: dict[NodeId, OpenedGrant] = {}
         self._epoch: OpenedEpoch | None = None
+        self.lineage = Lineage()
+        self._issued: deque[bytes] = deque(maxlen=ISSUED_KEPT_MAX)  # digests, see `signed_by`
         self._judgement: Judgement | None = None
         self._invites: dict[InviteId, InviteState] = {}
         self._standings: dict[NodeId, Standing] = {}
@@ -193,15 +214,20 @@ class Ledger:
             self._waiting.put(kind, blob)
             raise
         held = self._facts[fact_kind].get(fact.key)
-        if held is None and self._full(opened):
-            return Merge(Outcome.FULL, None, changed=False)
         outcome = _outcome(fact, held)
         if held is not None and held.precedence > fact.precedence:
             return Merge(outcome, held, changed=False)
+        evicted: tuple[NodeId, ...] = ()
+        if isinstance(opened, _OpenedRecord):
+            has_place, evicted = self._make_room(opened)
+            if not has_place:
+                return Merge(Outcome.FULL, None, changed=False, evicted=evicted)
+        elif held is None and self._full(opened):
+            return Merge(Outcome.FULL, None, changed=False)
         if held is not None:
             self._drop(held)
         self._keep(fact, opened)
-        return Merge(outcome, fact, changed=True)
+        return Merge(outcome, fact, changed=True, evicted=evicted)
 
     def follow(self, roots: Roots) -> None:
         """See everything from another line of roots: one that has grown, or settled."""
@@ -212,10 +238,8 @@ class Ledger:
             fact = succession_fact(step, self.mesh)
             self._facts[fact.kind][fact.key] = fact
             self._held[fact.kind, fact.blob] = Merge(Outcome.KNOWN, fact, changed=False)
-        self._judgement = None
-        self._names = None
-        self._invites.clear()
-        self._standings.clear()
+        self._judge_anew()
+        self._rank_anew()
 
     def take_waiting(self) -> list[tuple[int, bytes]]:
         """Return the statements that waited for a root: merge them again when one is new."""
@@ -240,6 +264,9 @@ class Ledger:
         if fact is None:
             return False
         self._drop(fact)
+        self._places.drop(node)
+        if self.lineage.claim(node, None):
+            self._judge_anew()
         return True
 
     # What the facts come to
@@ -283,13 +310,14 @@ class Ledger:
     def judgement(self) -> Judgement:
         """Return what all revocations come to."""
         if self._judgement is None:
-            self._judgement = Judgement(self._heeded(self._revocations.values()))
+            self._judgement = Judgement(self._heeded(self._revocations), self.lineage.ids_of)
         return self._judgement
 
     def foresee(self, opened: OpenedRevocation) -> Judgement:
         """Return what all revocations would come to together with one more."""
         key = revocation_key(opened.revocation)
-        return Judgement(self._heeded({**self._revocations, key: opened}.values()))
+        heeded = self._heeded({**self._revocations, key: opened})
+        return Judgement(heeded, self.lineage.ids_of)
 
     @property
     def epoch(self) -> BootstrapEpoch | None:
@@ -326,17 +354,22 @@ class Ledger:
         assert number is not None, "the cache knows no others"
         return tuple(step.blob for step in self.roots.line if step.number > number)
 
+    def counts(self, chain: Sequence[bytes], opened: Sequence[Credential]) -> bool:
+        """Whether a chain would let its node in, if nobody is revoked."""
+        return self.roots.trusts(opened[0].issuer) and self.lineage.chain_counts(chain, opened)
+
     def invite(self, invite: InviteId) -> InviteState:
         """Return how far an invite has been used, or withdrawn."""
         state = self._invites.get(invite)
         if state is None:
             judgement = self.judgement()
-            opened_uses = self._uses.get(invite, {}).values()
+            opened_uses = self._uses.get(invite, {})
             state = resolve_uses(
                 opened.use
-                for opened in opened_uses
+                for key, opened in opened_uses.items()
                 if self.roots.heeds(opened.credentials[0].issuer)
                 and judgement.against_issuers(opened.credentials) is None
+                and self._use_counts(key, opened)
             )
             # Only invites that were used are remembered, so that questions cost no memory.
             if opened_uses:
@@ -351,12 +384,17 @@ class Ledger:
         """Return those whose credential names an invite, whether or not they are members."""
         return tuple(self._invited.get(invite, ()))
 
-    def has_room_for(self, node: NodeId) -> bool:
-        """Whether a node that is admitted now will find its record and its use kept."""
-        return node in self._records or (
-            len(self._records) < self._members_max
-            and len(self._facts[FactKind.INVITE_USE]) < self._invite_uses_max
-        )
+    def has_room_for(self, node: NodeId, issuers: Sequence[Credential]) -> bool:
+        """Whether a node that is admitted now will find its record and its use kept.
+
+        `issuers` is the chain of who admits it.
+        """
+        if node in self._records:
+            return True
+        if len(self._facts[FactKind.INVITE_USE]) >= self._invite_uses_max:
+            return False
+        last = Rank(out=False, admitted_at=WALL_MAX, node=node)
+        return self._leaving_for(last, sponsors_of((*issuers, issuers[-1]))) is not None
 
     def statistics(self) -> LedgerStatistics:
         """Return counts for metrics."""
@@ -369,8 +407,35 @@ class Ledger:
 
     # Inside
 
-    def _heeded(self, revocations: Iterable[OpenedRevocation]) -> Iterator[OpenedRevocation]:
-        return (opened for opened in revocations if self.roots.heeds(opened.root))
+    def _heeded(self, revocations: Mapping[bytes, OpenedRevocation]) -> Iterator[OpenedRevocation]:
+        for key, opened in revocations.items():
+            revocation = opened.revocation
+            fact = self._facts[FactKind.REVOCATION].get(key)  # none: a draft
+            if (
+                self.roots.heeds(opened.root)
+                and (fact is None or self.lineage.counts(revocation.signer, fact.blob))
+                and self.lineage.chain_counts(revocation.chain, opened.credentials)
+            ):
+                yield opened
+
+    def _use_counts(self, key: bytes, opened: OpenedUse) -> bool:
+        """Whether a use still counts that a succeeded id may have signed."""
+        use, lineage = opened.use, self.lineage
+        if not lineage.chain_counts(use.chain, opened.credentials):
+            return False
+        # Of uses there may be more than a succession has room for.  One without a member that was
+        # let in by the invite would only be there to take it from somebody.
+        return use.subject in self._invited.get(use.invite, {}) or lineage.counts(
+            use.signer, self._facts[FactKind.INVITE_USE][key].blob
+        )
+
+    def _judge_anew(self) -> None:
+        """Work out everything again when it is asked for."""
+        self._judgement = None
+        self._ranks_known = False
+        self._names = None
+        self._invites.clear()
+        self._standings.clear()
 
     def _open_untrusted(self, kind: FactKind, blob: bytes) -> tuple[Fact, _Opened]:
         match kind:
@@ -389,6 +454,9 @@ class Ledger:
             case FactKind.BOOTSTRAP_EPOCH:
                 epoch = open_epoch_untrusted(blob, self.mesh, self.cache)
                 return epoch_fact(epoch, blob, self.roots), epoch
+            case FactKind.NODE_SUCCESSION:
+                followed = open_node_succession_untrusted(blob, self.mesh)
+                return node_succession_fact(followed), followed
             case FactKind.SUCCESSION:
                 raise AssertionError("these do not compete: see _merge_succession_untrusted")
 
@@ -412,8 +480,6 @@ class Ledger:
 
     def _full(self, opened: _Opened) -> bool:
         match opened:
-            case _OpenedRecord():
-                return len(self._records) >= self._members_max
             case OpenedRevocation(credentials=()):
                 return len(self._revocations) >= self._revocations_max
             case OpenedRevocation():
@@ -427,8 +493,46 @@ class Ledger:
                 # Who knows the key of a root that was followed cannot fill the table against it.
                 newest = credential.issuer == self.roots.newest
                 return len(self._grants) >= self._members_max // (1 if newest else 2)
-            case OpenedEpoch():
-                return False  # there is one
+            case OpenedEpoch() | _OpenedRecord():
+                return False  # there is one epoch; of records see `_make_room`
+            case NodeSuccession():
+                return not self.lineage.has_room_for(opened)
+
+    def _make_room(self, opened: _OpenedRecord) -> tuple[bool, tuple[NodeId, ...]]:
+        """Give a record a place if it gets one.  Return whether, and who went for that."""
+        node = opened.record.node
+        rank, sponsors = self._seat(opened)
+        leaving = self._leaving_for(rank, sponsors)
+        if leaving is None:
+            self._places.drop(node)
+            if node == self._own:
+                return True, ()
+            return False, (node,) if self.forget(node) else ()
+        for each in leaving:
+            self._places.drop(each)
+        gone = tuple(each for each in leaving if each != self._own)
+        for each in gone:
+            self.forget(each)
+        self._places.put(rank, sponsors)
+        return True, gone
+
+    def _leaving_for(self, rank: Rank, sponsors: tuple[bytes, ...]) -> tuple[NodeId, ...] | None:
+        leaving = self._places.room_for(rank, sponsors)
+        if leaving != () and not self._ranks_known:
+            self._rank_anew()
+            leaving = self._places.room_for(rank, sponsors)
+        return leaving
+
+    def _seat(self, opened: _OpenedRecord) -> tuple[Rank, tuple[bytes, ...]]:
+        standing = self._stand(opened)
+        rank = Rank(not standing.admitted, standing.admitted_at, opened.record.node)
+        return rank, sponsors_of(standing.chain)
+
+    def _rank_anew(self) -> None:
+        self._ranks_known = True
+        self._places.reset(
+            [self._seat(opened) for node, opened in self._records.items() if node in self._places]
+        )
 
     def _keep(self, fact: Fact, opened: _Opened) -> None:
         self._facts[fact.kind][fact.key] = fact
@@ -441,10 +545,14 @@ class Ledger:
                 invite = opened.credentials[-1].invite
                 if invite is not None:
                     self._invited.setdefault(invite, {})[record.node] = None
+                    self._invites.pop(invite, None)
+                if self.lineage.claim(record.node, opened.credentials[-1].succeeds):
+                    self._judge_anew()
             case OpenedRevocation():
                 self._revocations[fact.key] = opened
                 self._revocations_by_members += bool(opened.credentials)
                 self._judgement = None
+                self._ranks_known = False
                 self._invites.clear()
                 self._standings.clear()
             case OpenedUse(use=use):
@@ -452,11 +560,16 @@ class Ledger:
                 self._invites.pop(use.invite, None)
                 for node in self._invited.get(use.invite, ()):
                     self._standings.pop(node, None)
+                    self._ranks_known = False
             case OpenedGrant(credential=credential):
                 self._grants[credential.subject] = opened
                 self._standings.pop(credential.subject, None)
+                self._ranks_known = False
             case OpenedEpoch():
                 self._epoch = opened
+            case NodeSuccession():
+                self.lineage.keep(opened)
+                self._judge_anew()
 
     def _drop(self, fact: Fact) -> None:
         """Undo `_keep`: of a forgotten record, or of what a fact of greater precedence replaces."""
@@ -474,6 +587,8 @@ class Ledger:
                 self._standings.pop(NodeId(fact.key), None)
             case FactKind.BOOTSTRAP_EPOCH:
                 self._epoch = None
+            case FactKind.NODE_SUCCESSION:
+                self.lineage.drop(NodeId(fact.key))
             case FactKind.INVITE_USE | FactKind.SUCCESSION:
                 pass  # `_keep`, or `follow`, replaces it under the same key
 
@@ -506,19 +621,32 @@ class Ledger:
         counting = self._counting(opened.record.node, opened.credentials)
         chain = counting or opened.credentials
         credential = chain[-1]
-        invite = credential.invite
+        node, lineage = opened.record.node, self.lineage
         return Standing(
             record=opened.record,
             credential=credential,
             chain=chain,
             blob=opened.blob,
             revocation=self.judgement().against_chain(chain),
-            losing_invite=(
-                invite is not None
-                and self.invite(invite).loses(credential.subject, credential.admitted_at)
-            ),
+            losing_invite=self._loses_invite(node, credential),
             ended=not counting,
+            succeeded_by=lineage.in_place_of(node),
+            unfounded=not lineage.proven(node)
+            or (
+                chain is opened.credentials
+                and not lineage.chain_counts(opened.record.chain, opened.credentials)
+            ),
         )
+
+    def _loses_invite(self, node: NodeId, credential: Credential) -> bool:
+        """Whether a member's invite, or that of the nearest id before which had one, was lost."""
+        for each in self.lineage.line(node):
+            opened = self._records.get(each)
+            if each != node and opened is not None:
+                credential = opened.credentials[-1]
+            if credential.invite is not None:
+                return self.invite(credential.invite).loses(each, credential.admitted_at)
+        return False
 
     def _counting(self, node: NodeId, chain: tuple[Credential, ...]) -> tuple[Credential, ...]:
         """Return what admits a node: its chain, or else a grant; empty if the root has ended."""
@@ -529,10 +657,41 @@ class Ledger:
             return (grant.credential,)
         return ()
 
+    def issued(self, credential: bytes) -> None:
+        """Take note of a credential that this node has signed for somebody."""
+        self._issued.append(kept_digest(credential))
+
+    def signed_by(self, node: NodeId) -> frozenset[bytes]:
+        """Return what a succession of a node has to list (`NodeSuccession.kept`).
+
+        For our own: with what we have just signed, and have not met again in any fact.
+        """
+        kept = set(self._issued) if node == self._own else set()
+
+        def look(chain: Sequence[bytes], credentials: Sequence[Credential]) -> None:
+            for credential, blob in zip(credentials, chain, strict=True):
+                if credential.issuer == node:
+                    kept.add(kept_digest(blob))
+
+        for record in self._records.values():
+            look(record.record.chain, record.credentials)
+        for key, revoked in self._revocations.items():
+            look(revoked.revocation.chain, revoked.credentials)
+            if revoked.revocation.signer == node:
+                kept.add(kept_digest(self._facts[FactKind.REVOCATION][key].blob))
+        for uses in self._uses.values():
+            for key, used in uses.items():
+                look(used.use.chain, used.credentials)
+                if used.use.signer == node and used.use.subject is None:
+                    kept.add(kept_digest(self._facts[FactKind.INVITE_USE][key].blob))
+        return frozenset(kept)
+
     def _named(self) -> Names:
         if self._names is None:
             self._names = Names(
-                standing.credential for standing in self.members().values() if standing.admitted
+                Named(standing.admitted_at, node, standing.credential.name)
+                for node, standing in self.members().items()
+                if standing.admitted
             )
         return self._names
 

@@ -12,7 +12,7 @@ Both depend on signed facts alone, so a member has one name on every node.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from meshd.trust.grammar import NAME_BYTES_MAX
 
@@ -20,34 +20,37 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from meshd.keys import NodeId
-    from meshd.trust.credential import Credential
 
 _STEM_BYTES_MAX = NAME_BYTES_MAX - len("-65536")
 
 
-class Names:
-    """The names of a set of members, given their own credentials."""
+class Named(NamedTuple):
+    """What a member is called by its credential.  Sorted, the first is the one to keep a name."""
 
-    def __init__(self, credentials: Iterable[Credential]) -> None:
+    admitted_at: int
+    node: NodeId
+    name: str
+
+
+class Names:
+    """The names of a set of members."""
+
+    def __init__(self, members: Iterable[Named]) -> None:
         self.owners: dict[str, NodeId] = {}
         self.shown: dict[NodeId, str] = {}
-        others: list[Credential] = []
-        for credential in sorted(credentials, key=_seniority):
-            if credential.name in self.owners:
-                others.append(credential)
+        others: list[Named] = []
+        for member in sorted(members):
+            if member.name in self.owners:
+                others.append(member)
             else:
-                self.owners[credential.name] = credential.subject
-                self.shown[credential.subject] = credential.name
+                self.owners[member.name] = member.node
+                self.shown[member.node] = member.name
         taken = set(self.owners)
         # One counter for each stem, so that many members of one name do not search it anew.
         counters: dict[str, itertools.count[int]] = {}
-        for credential in others:
-            stem = credential.name[:_STEM_BYTES_MAX].rstrip("-")
+        for member in others:
+            stem = member.name[:_STEM_BYTES_MAX].rstrip("-")
             counter = counters.setdefault(stem, itertools.count(2))
             shown = next(name for number in counter if (name := f"{stem}-{number}") not in taken)
             taken.add(shown)
-            self.shown[credential.subject] = shown
-
-
-def _seniority(credential: Credential) -> tuple[int, NodeId]:
-    return credential.admitted_at, credential.subject
+            self.shown[member.node] = shown

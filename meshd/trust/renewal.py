@@ -17,7 +17,12 @@ Rule 3: a chain is the renewing member's and one link more, whatever it was befo
         not add up.  Those nearest to the mesh key are asked first, so chains stay short, and
         nobody asks a member whose own chain leads through the one who asks.
 
-Rule 4: from `expires_at` + GRACE on nobody renews it.  Its node is a member all the same, and comes
+Rule 4: what a renewal says of the past, the line and the date of admission, comes from the chain
+        by which the member came in: its origin, which it shows (`line`).  One who shows none, or
+        one under a root that has ended, is in on the word of whom its present chain shows as well.
+        The one who asks takes no renewal that says anything else.
+
+Rule 5: from `expires_at` + GRACE on nobody renews it.  Its node is a member all the same, and comes
         back to its rights by a token; name, address and time of admission stay.
 """
 
@@ -27,13 +32,17 @@ import enum
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from meshd.errors import BadPacket
 from meshd.keys import fingerprint
-from meshd.trust.credential import CHAIN_LENGTH_MAX, excess
+from meshd.trust.credential import CHAIN_LENGTH_MAX, excess, verify_chain_untrusted
 from meshd.trust.grammar import CLOCK_SKEW_MAX
 from meshd.trust.granting import extend, limited, own_right, utc
+from meshd.trust.line import let_in_by, line_for, member_since
 from meshd.trust.refusal import Refusal, RefusalCode
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meshd.keys import NodeId, NodeKey
     from meshd.trust.credential import Credential
     from meshd.trust.ledger import Ledger
@@ -87,11 +96,12 @@ def due_at(credential: Credential) -> float:
 
 def issuer_rank(
     issuer: Standing, credential: Credential, wall: float
-) -> tuple[bool, int, bytes] | None:
+) -> tuple[bool, bool, int, bytes] | None:
     """Return how good a member would be to ask, the lowest first; None: it could not help.
 
-    Whoever can give the whole life comes first, then whoever is nearest to the mesh key; among
-    equals the members divide themselves up.
+    Whoever can give the whole life comes first, then whoever has been a member for as long as the
+    one who asks, or it would count as one for no longer than they; then whoever is nearest to the
+    mesh key.  Among equals the members divide themselves up.
     """
     if not issuer.may_admit(wall) or excess(issuer.credential, credential) is not None:
         return None
@@ -106,16 +116,27 @@ def issuer_rank(
     share = fingerprint(
         credential.subject, issuer.credential.subject, size=8, person=b"meshd.renewer"
     )
-    return not whole, len(issuer.chain), share
+    later = issuer.admitted_at > credential.admitted_at
+    return not whole, later, len(issuer.chain), share
 
 
-def renew(
-    ledger: Ledger, subject: NodeId, *, key: NodeKey, chain: tuple[bytes, ...], wall: float
+def renew_untrusted(
+    ledger: Ledger,
+    subject: NodeId,
+    *,
+    key: NodeKey,
+    chain: tuple[bytes, ...],
+    wall: float,
+    shown: tuple[bytes, ...] = (),
 ) -> tuple[bytes, ...] | Refusal:
-    """Return the chain that the member with `key` and `chain` gives a member that asks for it."""
-    own = own_right(ledger, key.id, chain, wall)
-    if isinstance(own, Refusal):
-        return own
+    """Return the chain that the member with `key` and `chain` gives a member that asks for it.
+
+    `shown` is what that one says is its origin.  Raise BadPacket if it cannot be.
+    """
+    issuers = own_right(ledger, key.id, chain, wall)
+    if isinstance(issuers, Refusal):
+        return issuers
+    own = issuers[-1]
     standing = ledger.standing(subject)
     if standing is None or not standing.admitted:
         return Refusal(
@@ -129,12 +150,13 @@ def renew(
             f"the credential expired at {utc(credential.expires_at)}, more than "
             f"{GRACE // 86400} days ago; rejoin with a token: meshd --token-file FILE",
         )
+    told = _told(credential, _origin_untrusted(ledger, standing, shown), issuers)
     renewed = limited(
         replace(
-            credential,
+            told,
             issuer=key.id,
             # Never before our own or its admission, or the link would not verify: clocks differ.
-            issued_at=max(int(wall), own.issued_at, credential.admitted_at),
+            issued_at=max(int(wall), own.issued_at, told.admitted_at),
         ),
         own,
         credential.renewed_lifetime,
@@ -148,20 +170,18 @@ def renew(
     return extend(chain, own, renewed, key=key, ledger=ledger)
 
 
-def renews(new: Credential, old: Credential, wall: float) -> bool:
-    """Whether a credential is what a renewal of another may be: the same, but for time and issuer.
+def renews(
+    chain: Sequence[Credential], old: Credential, origin: Sequence[Credential], wall: float
+) -> bool:
+    """Whether a chain is what a renewal may be: the same, but for times and issuers.
 
-    The one who asked checks it: nobody is to change what it is by way of a renewal.
+    The one who asked checks it, by the origin that it has shown: nobody is to change what it is,
+    nor what is said of its past, by way of a renewal.
     """
-    times_aside = replace(
-        new,
-        issuer=old.issuer,
-        issued_at=old.issued_at,
-        expires_at=old.expires_at,
-        lifetime=old.lifetime,
-    )
+    *issuers, new = chain
     return (
-        times_aside == old
+        bool(issuers)
+        and _same(new, _told(old, origin, issuers))
         and outlasts(new, old)
         and new.renewed_lifetime == old.renewed_lifetime
         and new.expires_at <= wall + old.renewed_lifetime + CLOCK_SKEW_MAX
@@ -171,6 +191,43 @@ def renews(new: Credential, old: Credential, wall: float) -> bool:
 def outlasts(new: Credential, old: Credential) -> bool:
     """Whether a credential that ends does so later than another."""
     return bool(old.expires_at) and new.expires_at > old.expires_at
+
+
+def _origin_untrusted(
+    ledger: Ledger, standing: Standing, shown: tuple[bytes, ...]
+) -> tuple[Credential, ...]:
+    if not shown:
+        return standing.chain
+    subject = standing.credential.subject
+    origin = verify_chain_untrusted(shown, ledger.mesh, subject, ledger.cache)
+    if not ledger.counts(shown, origin):
+        return standing.chain
+    if not _same(_pastless(origin[-1]), _pastless(standing.credential)):
+        raise BadPacket("renewal by the origin of another admission")
+    return origin
+
+
+def _told(
+    credential: Credential, origin: Sequence[Credential], issuers: Sequence[Credential]
+) -> Credential:
+    """Return a credential with what an origin tells, for a link behind the chain of an issuer."""
+    line = line_for(credential.subject, let_in_by(origin), issuers)
+    return replace(credential, admitted_at=member_since(origin), line=tuple(line))
+
+
+def _pastless(credential: Credential) -> Credential:
+    return replace(credential, admitted_at=0, line=())
+
+
+def _same(one: Credential, other: Credential) -> bool:
+    """Whether two credentials grant the same and tell the same past, whoever signed, and when."""
+    return other == replace(
+        one,
+        issuer=other.issuer,
+        issued_at=other.issued_at,
+        expires_at=other.expires_at,
+        lifetime=other.lifetime,
+    )
 
 
 def _begins(credential: Credential) -> tuple[tuple[Phase, float], ...]:

@@ -13,8 +13,8 @@ Rule 2: a revocation without `cascade` puts out its subject and nothing else: wh
         signed stands.  Dates cannot tell what was signed before from what was signed after, for
         they are the signer's own word; who fears for the key of the revoked one must cascade.
 
-Rule 3: with `cascade`, chains that lead through the subject fall, and so do uses of invites that
-        were signed by it or by someone whose chain leads through it.
+Rule 3: with `cascade`, whoever is in on the word of the subject falls, by its chain or by its
+        line (`line`), and so do uses of invites that were signed by it or by such.
 
 Rule 4: revocations that were signed by such fall as well, but only if the word against them is
         undisputed: the mesh key's, or that of a signer whom nobody has revoked in turn, nor
@@ -25,7 +25,10 @@ Rule 4: revocations that were signed by such fall as well, but only if the word 
         out, and the mesh key has the last word.
 
 Rule 5: a revoked node id stays out as long as a revocation of it stands.  The machine comes back
-        under a new node key.
+        under a new node key, and as another member.
+
+Rule 6: the ids that a member has had one after the other (`lineage`) are one: whichever of them is
+        revoked, all are.  So nobody escapes a revocation that is under way by a new node key.
 
 Body:
 
@@ -51,10 +54,11 @@ from meshd.trust.credential import (
 )
 from meshd.trust.fact import FACT_BYTES_MAX, FACT_KEY_BYTES, Fact, FactKind
 from meshd.trust.grammar import wall_untrusted
+from meshd.trust.line import let_in_by, line_id
 from meshd.trust.signed import Statement, sign, split_untrusted, verify_signature_untrusted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from meshd.keys import MeshKey, NodeKey
     from meshd.trust.credential import CredentialCache
@@ -77,6 +81,13 @@ class OpenedRevocation:
 
     revocation: Revocation
     credentials: tuple[Credential, ...]
+    # The signer and on whose word it is in, by their short ids; none for the mesh key.
+    voices: frozenset[bytes] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        signers = [line_id(link.subject) for link in self.credentials[-1:]]
+        voices = frozenset((*signers, *let_in_by(self.credentials)))
+        object.__setattr__(self, "voices", voices)
 
     @property
     def rank(self) -> tuple[bool, int, bytes]:
@@ -88,35 +99,43 @@ class OpenedRevocation:
         """The root it is signed under."""
         return self.credentials[0].issuer if self.credentials else self.revocation.signer
 
-    @property
-    def voices(self) -> frozenset[NodeId]:
-        """The signer and the issuers in its chain; none for the mesh key."""
-        return frozenset(credential.subject for credential in self.credentials)
-
 
 class Judgement:
     """What a set of revocations comes to."""
 
-    def __init__(self, opened: Iterable[OpenedRevocation]) -> None:
+    def __init__(
+        self,
+        opened: Iterable[OpenedRevocation],
+        ids_of: Callable[[NodeId], Iterable[NodeId]] = lambda node: (node,),
+    ) -> None:
+        """`ids_of` gives all ids of the member that has one: rule 6."""
+
+        def shorts(revocations: Iterable[OpenedRevocation]) -> set[bytes]:
+            subjects = [each.revocation.subject for each in revocations]
+            return {line_id(node) for subject in subjects for node in ids_of(subject)}
+
         ranked = sorted(opened, key=lambda opened: opened.rank)
         by_mesh = [each for each in ranked if not each.credentials]
-        undone = {each.revocation.subject for each in by_mesh if each.revocation.cascade}
+        undone = shorts(each for each in by_mesh if each.revocation.cascade)
         by_members = [
             each for each in ranked if each.credentials and undone.isdisjoint(each.voices)
         ]
-        disputed = {each.revocation.subject for each in (*by_mesh, *by_members)}
-        undone |= {
-            each.revocation.subject
+        disputed = shorts((*by_mesh, *by_members))
+        undone |= shorts(
+            each
             for each in by_members
             if each.revocation.cascade and disputed.isdisjoint(each.voices)
-        }
+        )
         standing = [each for each in by_members if undone.isdisjoint(each.voices)]
         self._against: dict[NodeId, Revocation] = {}
         self._cascading: dict[NodeId, Revocation] = {}
+        self._cascading_lines: dict[bytes, Revocation] = {}  # by short id
         for each in (*by_mesh, *standing):
-            self._against.setdefault(each.revocation.subject, each.revocation)
-            if each.revocation.cascade:
-                self._cascading.setdefault(each.revocation.subject, each.revocation)
+            for node in ids_of(each.revocation.subject):
+                self._against.setdefault(node, each.revocation)
+                if each.revocation.cascade:
+                    self._cascading.setdefault(node, each.revocation)
+                    self._cascading_lines.setdefault(line_id(node), each.revocation)
 
     def against(self, node: NodeId) -> Revocation | None:
         """Return the first standing revocation of a node itself."""
@@ -129,23 +148,33 @@ class Judgement:
     def standing(self) -> Iterable[Revocation]:
         """Return one standing revocation of each node that is out, a cascading one if there is."""
         return tuple(
-            self._cascading.get(subject, revocation)
-            for subject, revocation in self._against.items()
+            dict.fromkeys(
+                self._cascading.get(subject, revocation)
+                for subject, revocation in self._against.items()
+            )
         )
 
     def against_chain(self, chain: Sequence[Credential]) -> Revocation | None:
         """Return what a chain falls by: a revocation of its subject, or a cascade of an issuer."""
         direct = self._against.get(chain[-1].subject)
-        return self.against_issuers(chain[:-1]) if direct is None else direct
+        return direct or self.against_issuers(chain[:-1]) or self._against_lines(chain[-1:])
 
     def against_issuers(self, issuers: Sequence[Credential]) -> Revocation | None:
         """Return the first cascading revocation of anyone among the subjects of credentials.
 
-        Given a whole chain, that is what a statement by its last subject falls by.
+        Or of anyone in their lines.  Given a whole chain, that is what a statement by its last
+        subject falls by.
         """
         for credential in issuers:
             if credential.subject in self._cascading:
                 return self._cascading[credential.subject]
+        return self._against_lines(issuers)
+
+    def _against_lines(self, credentials: Sequence[Credential]) -> Revocation | None:
+        for credential in credentials:
+            for short in credential.line:
+                if short in self._cascading_lines:
+                    return self._cascading_lines[short]
         return None
 
 

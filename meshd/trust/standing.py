@@ -1,7 +1,8 @@
 """What one node's record comes to, given everything else that is known.
 
-| right                     | in good standing | expired credential | revoked, lost its invite,   |
-|                           |                  |                    | or its root without a grant |
+| right                     | in good standing | expired credential | revoked, lost its invite or |
+|                           |                  |                    | root without a grant,       |
+|                           |                  |                    | succeeded, unfounded        |
 | ------------------------- | ---------------- | ------------------ | --------------------------- |
 | be a member, be reached   | yes              | yes                | no                          |
 | claim an address, a name  | yes              | yes                | no                          |
@@ -15,11 +16,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshd.trust.credential import covered
+from meshd.trust.line import member_since
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from meshd.codec import IPNetwork
+    from meshd.keys import NodeId
     from meshd.trust.credential import Credential
     from meshd.trust.record import Record
     from meshd.trust.revocation import Revocation
@@ -36,6 +39,10 @@ class Standing:
     revocation: Revocation | None  # why it is out: its own, or a cascade of an issuer
     losing_invite: bool  # somebody else was first to use its invite
     ended: bool = False  # its root is trusted no more, and there is no grant for it
+    succeeded_by: NodeId | None = None  # who is the member in its place: see `lineage`
+    # What lets it in does not count: a succeeded id has signed it, and it is not listed; or it says
+    # that it succeeds somebody, and nothing is known of that here.
+    unfounded: bool = False
 
     @property
     def revoked(self) -> bool:
@@ -45,7 +52,18 @@ class Standing:
     @property
     def admitted(self) -> bool:
         """Whether it is a member."""
-        return self.revocation is None and not self.losing_invite and not self.ended
+        return not (
+            self.revoked
+            or self.losing_invite
+            or self.ended
+            or self.succeeded_by is not None
+            or self.unfounded
+        )
+
+    @property
+    def admitted_at(self) -> int:
+        """Since when it is a member, where names, addresses and keys are contested: see `line`."""
+        return member_since(self.chain)
 
     @property
     def ipv4(self) -> IPv4Address | None:

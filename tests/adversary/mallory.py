@@ -89,10 +89,11 @@ class Mallory:
         name = given.pop("name", "sybil")
         return issue(Credential(by.id, subject, name, **given), by, self.mesh)
 
-    def sybil(self, number, *, chain=None, **grants):
-        """Return the record of a node that Mallory has made up and let in itself."""
+    def sybil(self, number, *, chain=None, by=None, **grants):
+        """Return the record of a node that Mallory has made up and let in, itself or by such."""
         key = self.key_of_its_own(number)
-        chain = (*(chain or self.chain), self.credential(key.id, name=f"s{number}", **grants))
+        link = self.credential(key.id, name=f"s{number}", by=by, **grants)
+        chain = (*(chain or self.chain), link)
         return sign_record(
             Record(key.id, 1, WireGuardKey(self.world.secret(f"wg {number}")), chain=chain),
             key,

@@ -6,15 +6,27 @@ from random import Random
 import pytest
 
 from adversary.mallory import Village
+from engine.engine_world import whole
 from meshd.bootstrap.messages import REFERENCE_BYTES
 from meshd.codec import pack
 from meshd.engine.handover import HANDOVERS_BURST_MAX, Handover
 from meshd.engine.sealing import draft_bootstrap
-from meshd.gossip.wire import CLAIM_ITEM, ITEMS_MAX, Item, Message, MessageType, encode
+from meshd.gossip.budget import TOO_MUCH, UNITS_BURST_MAX, cost_of
+from meshd.gossip.wire import (
+    BUCKETS_BYTES,
+    CLAIM_ITEM,
+    ITEMS_MAX,
+    Item,
+    Message,
+    MessageType,
+    encode,
+)
 from meshd.keys import BootstrapKey, InviteId, NodeId
+from meshd.trust.credential import issue
 from meshd.trust.epoch import NUMBER_BY_MEMBERS_MAX, BootstrapEpoch, sign_epoch
 from meshd.trust.fact import FactKind
 from meshd.trust.ledger import NO_ROOM
+from meshd.trust.line import line_id
 
 EARLY, MANY = 8, 40
 
@@ -31,9 +43,11 @@ def admitting():
     return Village(seed=41, admit=True)
 
 
-def cramped(village, **bounds):
+def cramped(village, *, places=None, **bounds):
     """Give all tables of the honest members few places, as if they were nearly full."""
     for machine in village.honest:
+        if places is not None:
+            machine.engine.ledger._places.places_max = places
         for name, value in bounds.items():
             assert hasattr(machine.engine.ledger, name)
             setattr(machine.engine.ledger, name, value)
@@ -115,13 +129,27 @@ def test_pings_on_behalf_of_others_do_not_pile_up(plain):
     assert [plain.state_of(machine) for machine in plain.honest] == before
 
 
+def test_a_flood_of_gossip_is_cut_short(plain):
+    """Questions that take a long answer each; and Mallory is heard again when it is over."""
+    question = encode(Message(MessageType.DIGEST, 1, buckets=bytes(BUCKETS_BYTES)))
+    most = UNITS_BURST_MAX // cost_of(question)
+    answered = plain.victim.engine.gossip.statistics().datagrams_sent
+    with plain.suffer(counted=TOO_MUCH, within=5.0):
+        for _ in range(2 * most):
+            plain.mallory.send(plain.victim, question)
+    answers = plain.victim.engine.gossip.statistics().datagrams_sent - answered
+    assert answers < 1.5 * most
+    plain.world.run_for(60.0)
+    assert whole(*plain.all)
+
+
 # Tables
 
 
-def test_made_up_members_fill_no_more_than_the_table(admitting):
+def test_made_up_members_fill_no_more_than_half_of_the_table(admitting):
     """Whoever is a member stays one, and is updated; whoever finds no room is counted."""
     village, mallory = admitting, admitting.mallory
-    cramped(village, _members_max=len(village.all) + EARLY)
+    cramped(village, places=2 * EARLY)
     before = {m.name: m.engine.ledger.standing(m.node).record.sequence for m in village.honest}
 
     for number in range(MANY):
@@ -133,6 +161,11 @@ def test_made_up_members_fill_no_more_than_the_table(admitting):
         assert machine.engine.bad_packets[NO_ROOM] > 0 or machine is not village.victim
         assert all(machine.engine.ledger.admitted(other.node) for other in village.honest)
     assert len(village.victim.of("member-joined")) >= EARLY, "each shows"
+    newcomer = village.world.machine("newcomer")
+    newcomer.start(token=village.founder.invite(key="newcomer"))
+    village.world.run_until(lambda: whole(*village.honest, newcomer), within=10.0)
+    newcomer.leave()
+    village.world.run_for(5.0)
     village.admitter.renumber("198.51.100.9")
     village.world.run_for(10.0)
     record = village.victim.engine.ledger.standing(village.admitter.node).record
@@ -154,6 +187,107 @@ def test_made_up_members_go_with_who_made_them_up(admitting):
     for machine in village.honest:
         assert len(machine.engine.others()) == 2
         assert len(machine.wireguard.observe().peers) == 2
+
+
+def test_made_up_admitters_bring_in_no_more_than_who_made_them_up(admitting):
+    """Ten of them, ten members each: all are in on Mallory's word."""
+    village, mallory = admitting, admitting.mallory
+    cramped(village, places=2 * EARLY)
+    for number in range(10):
+        key = mallory.key_of_its_own(f"admitter {number}")
+        chain = (*mallory.chain, mallory.credential(key.id, name=f"a{number}", admit=True))
+        for each in range(10):
+            mallory.tell(village.victim, mallory.sybil(f"{number}-{each}", chain=chain, by=key))
+    village.world.run_for(5.0)
+
+    for machine in village.honest:
+        assert len(machine.engine.ledger.members()) == len(village.all) + EARLY
+    assert village.victim.engine.bad_packets[NO_ROOM] > 0
+
+
+def test_made_up_members_give_up_their_places_once_they_are_out(admitting):
+    """To whoever is one, at every member; and the same ones told again do not get them back."""
+    village, mallory = admitting, admitting.mallory
+    cramped(village, places=2 * EARLY)
+    made_up = [mallory.sybil(number) for number in range(EARLY)]
+    mallory.tell(village.victim, *made_up)
+    village.world.run_until(lambda: len(village.founder.engine.others()) == 3 + EARLY, within=5.0)
+    blob = mallory.revocation(mallory.node, key=village.world.mesh_key, cascade=True)
+    village.founder.learn(FactKind.REVOCATION, blob)
+    village.world.run_for(2.0)
+
+    keys = [mallory.key_of_its_own(f"honest {number}") for number in range(2 * EARLY - 3)]
+    chain, by = village.founder.engine.identity.chain, village.founder.disk.node_key
+    for key in keys:
+        link = mallory.credential(key.id, name=f"h{key.id.short}", by=by)
+        village.founder.learn(FactKind.RECORD, mallory.record(key=key, chain=(*chain, link)))
+    village.world.run_for(5.0)
+
+    for machine in village.honest:
+        members = machine.engine.ledger.members()
+        assert len(members) == 2 * EARLY
+        assert all(standing.admitted for standing in members.values())
+        assert len(machine.of("record-evicted")) >= EARLY
+        for fact in made_up:
+            machine.learn(FactKind.RECORD, fact)
+        assert len(members) == 2 * EARLY
+        assert machine.engine.bad_packets[NO_ROOM] >= EARLY
+
+
+@pytest.mark.parametrize("lies", [False, True], ids=["as it was let in", "by a shortened line"])
+def test_made_up_members_that_others_renewed_go_with_who_made_them_up(admitting, lies):
+    """An honest admitter renews it; it is in on Mallory's word all the same."""
+    village, mallory, world = admitting, admitting.mallory, admitting.world
+    crony = world.machine("crony")
+    crony.start(token=village.bad.invite(key="crony", lifetime=60))
+    world.run_until(lambda: whole(*village.all, crony), within=10.0)
+    if lies:
+        # The founder has let it in, says Mallory, long ago, and Mallory has only renewed it.
+        own = crony.engine.own_credential
+        link = issue(
+            replace(
+                own,
+                issuer=mallory.node,
+                admitted_at=own.admitted_at - 9,
+                line=(line_id(NodeId(bytes(32))),),
+            ),
+            mallory.key,
+            mallory.mesh,
+        )
+        lying = replace(crony.engine.identity, chain=(*mallory.chain, link), origin=())
+        crony.engine.become(lying, crony.now)
+    crony.engine.renewal._choose = lambda *_: village.admitter.node
+    for _ in range(2):
+        issued = crony.engine.own_credential.issued_at
+        world.run_until(
+            lambda issued=issued: crony.engine.own_credential.issued_at > issued, within=120.0
+        )
+    assert all(link.subject != mallory.node for link in crony.engine.own_chain)
+    world.run_for(2.0)
+
+    blob = mallory.revocation(mallory.node, key=world.mesh_key, cascade=True)
+    village.founder.learn(FactKind.REVOCATION, blob)
+    world.run_for(3.0)
+
+    for machine in village.honest:
+        assert not machine.engine.ledger.admitted(crony.node)
+        assert not machine.has_peer_at(crony.disk.identity.ipv6)
+    assert crony.of("revoked")
+
+
+def test_members_let_in_by_its_tokens_elsewhere_go_with_who_made_the_tokens(admitting):
+    village, mallory, world = admitting, admitting.mallory, admitting.world
+    crony = world.machine("crony")
+    crony.start(token=village.bad.invite(key="crony", seeds=[village.admitter]))
+    world.run_until(lambda: whole(*village.all, crony), within=10.0)
+    assert crony.engine.own_credential.issuer == village.admitter.node
+
+    blob = mallory.revocation(mallory.node, key=world.mesh_key, cascade=True)
+    village.founder.learn(FactKind.REVOCATION, blob)
+    world.run_for(3.0)
+
+    for machine in village.honest:
+        assert not machine.engine.ledger.admitted(crony.node)
 
 
 def test_an_admitters_revocations_leave_room_for_the_mesh_keys(admitting):

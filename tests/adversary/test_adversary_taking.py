@@ -13,6 +13,7 @@ from meshd.engine.handover import Handover
 from meshd.gossip.claim import INCARNATION_MAX, MemberState
 from meshd.trust.credential import CLOCK_SKEW_MAX
 from meshd.trust.fact import FactKind
+from meshd.trust.line import line_id
 from meshd.trust.record import Candidate, CandidateKind, sign_record
 from meshd.trust.signed import Statement
 
@@ -363,28 +364,71 @@ def test_a_member_that_nobody_revoked_is_not_talked_out_of_its_tunnels(shared):
 # What one with `admit` can do all the same: stated limits, which show and have a remedy
 
 
-def test_an_admitter_that_dates_an_admission_back_takes_a_name_and_an_address_until_it_is_out():
-    """The victim moves, and says so; who was made up goes by a cascade, and the name is back."""
+def test_an_admission_dated_before_its_issuers_own_takes_nothing_from_those_before_it():
+    """Nobody is a member for longer than whoever let it in; also when another renews that."""
     village = Village(seed=28, admit=True)
-    mallory, victim = village.mallory, village.victim
-    address = victim.ipv4
-    key = mallory.key_of_its_own("thief")
-    link = mallory.credential(key.id, name="victim", admitted_at=0)
-    record = mallory.record(key=key, chain=(*mallory.chain, link), ipv4=address)
+    mallory, victim, admitter = village.mallory, village.victim, village.admitter
+    key, long_ago = mallory.key_of_its_own("thief"), {"admitted_at": 0}
+    link = mallory.credential(key.id, name="victim", **long_ago)
+    laundered = mallory.credential(
+        key.id, name="victim", line=(line_id(admitter.node),), **long_ago
+    )
+    before = [village.state_of(machine) for machine in village.honest]
+    for last in (link, laundered):
+        record = mallory.record(key=key, chain=(*mallory.chain, last), ipv4=victim.ipv4)
+        mallory.tell(village.founder, record)
+        village.world.run_for(TIME_TO_ACT)
 
-    mallory.tell(village.founder, record)
-    village.world.run_until(lambda: victim.ipv4 != address, within=5.0)
-    village.world.run_for(TIME_TO_ACT)
-    assert village.founder.engine.ledger.names()[victim.node] == "victim-2"
+        for machine, was in zip(village.honest, before, strict=True):
+            after = village.state_of(machine)
+            for kept in ("ipv4", "plan", "kernel", "identity"):
+                assert after[kept] == was[kept]
+            assert machine.engine.ledger.names()[victim.node] == "victim"
+            assert machine.engine.ledger.names()[key.id] == "victim-2", "it shows"
+            assert key.id not in machine.engine.presence.addresses
+        assert not victim.of("address-changed")
+
+
+def test_a_newcomer_that_takes_a_name_or_an_address_is_told_of_with_who_let_it_in():
+    """By right: from one admitted after the admitter, or by a pin.  A cascade undoes it."""
+    village = Village(seed=28, admit=True)
+    mallory, victim, world = village.mallory, village.victim, village.world
+    late = world.machine("late")
+    late.start(token=village.founder.invite(key="late"))
+    world.run_until(lambda: whole(*village.all, late), within=10.0)
+    address, pinned = late.ipv4, victim.ipv4
+    thief, other = (mallory.key_of_its_own(name) for name in ("thief", "other"))
+    for key, given in (
+        (thief, {"name": "late", "admitted_at": 0}),
+        (other, {"name": "other", "ipv4": pinned}),
+    ):
+        link = mallory.credential(key.id, **given)
+        claimed = given.get("ipv4", address)
+        mallory.tell(
+            village.founder, mallory.record(key=key, chain=(*mallory.chain, link), ipv4=claimed)
+        )
+    world.run_until(lambda: late.ipv4 != address and victim.ipv4 != pinned, within=5.0)
+    world.run_for(TIME_TO_ACT)
+
+    for machine in village.honest:
+        assert machine.engine.ledger.names()[late.node] == "late-2"
+        (name,) = machine.of("name-taken")
+        assert (name.member, name.details["issuer"]) == (thief.id, "mallory")
+        addresses = {notice.member: notice.details for notice in machine.of("address-taken")}
+        assert addresses.keys() == {thief.id, other.id}
+        assert addresses[other.id]["pinned"]
+        assert {details["issuer"] for details in addresses.values()} == {"mallory"}
+    assert late.of("address-changed")
     assert victim.of("address-changed")
     assert village.founder.ping(victim.ipv4)
 
     out = mallory.revocation(mallory.node, key=village.world.mesh_key, cascade=True)
     village.founder.learn(FactKind.REVOCATION, out)
-    village.world.run_for(5.0)
+    world.run_for(5.0)
     for machine in village.honest:
-        assert machine.engine.ledger.names()[victim.node] == "victim"
-        assert not machine.engine.ledger.admitted(key.id)
+        assert machine.engine.ledger.names()[late.node] == "late"
+        assert not machine.engine.ledger.admitted(thief.id)
+        assert not machine.engine.ledger.admitted(other.id)
 
 
 def test_an_expired_admitter_that_dates_a_revocation_back_is_undone_by_the_mesh_key():

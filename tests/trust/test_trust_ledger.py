@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from meshd.errors import BadPacket
 from meshd.keys import InviteKey, NodeKey
+from meshd.trust.credential import CredentialCache, verify_chain_untrusted
 from meshd.trust.fact import Fact, FactKind
 from meshd.trust.grammar import CLOCK_SKEW_MAX
 from meshd.trust.invite_use import InviteUse, resolve_uses
@@ -25,9 +26,11 @@ from trust.world import (
     C,
     D,
     E,
+    F,
     chain_to,
     epoch,
     epoch_blob,
+    followed,
     founding_chain,
     grant,
     grant_blob,
@@ -44,6 +47,7 @@ from trust.world import (
 
 CHAIN_A = founding_chain(A, "a")
 CHAIN_B = chain_to(B, by=A, through=CHAIN_A, name="b", admit=True, relay=True)
+OPENED_A = verify_chain_untrusted(CHAIN_A, MESH, A.id, CredentialCache())
 INVITED = {"invite": INVITE_KEY.id}
 
 
@@ -172,7 +176,7 @@ def test_a_fact_known_under_one_kind_is_not_known_under_another():
         ledger.merge_untrusted(FactKind.REVOCATION, RECORD_A[1], WALL)
 
 
-@pytest.mark.parametrize("kind", [0, 7, 255, 2**64])
+@pytest.mark.parametrize("kind", [0, 8, 255, 2**64])
 def test_a_kind_from_a_later_version_is_nobodys_fault(kind):
     ledger = Ledger(MESH)
 
@@ -203,6 +207,7 @@ def test_facts_come_ordered_by_kind_and_key():
         succession(succession_blob()),
         grant(grant_blob(B, CHAIN_B)),
         epoch(epoch_blob(BOOTSTRAP_KEY)),
+        followed(A, F),
     )
     facts = list(ledger_of(*FACTS, *root).facts())
 
@@ -259,7 +264,12 @@ def test_a_name_belongs_to_the_earlier_admitted_and_to_nobody_who_is_out():
             record_blob(
                 key,
                 chain_to(
-                    key, by=A, through=CHAIN_A, name="web", admitted_at=WALL - at, issued_at=WALL
+                    key,
+                    by=A,
+                    through=CHAIN_A,
+                    name="web",
+                    admitted_at=WALL + 9 - at,
+                    issued_at=WALL + 9,
                 ),
             )
         )
@@ -454,13 +464,15 @@ def test_the_use_body_is_pinned():
 def test_at_the_bound_new_members_are_refused_and_known_ones_updated():
     ledger = ledger_of(RECORD_A, members_max=1)
 
-    full = ledger.merge_untrusted(*RECORD_B, WALL)
+    later = {"admitted_at": WALL + 1, "issued_at": WALL + 1}
+    late = record_blob(B, chain_to(B, by=A, through=CHAIN_A, name="b", **later))
+    full = ledger.merge_untrusted(*record(late), WALL)
     updated = ledger.merge_untrusted(*record(record_blob(A, CHAIN_A, sequence=2)), WALL)
 
     assert (full.outcome, full.fact, full.changed) == (Outcome.FULL, None, False)
     assert updated.outcome is Outcome.UPDATED
-    assert not ledger.has_room_for(B.id)
-    assert ledger.has_room_for(A.id)
+    assert not ledger.has_room_for(B.id, OPENED_A)
+    assert ledger.has_room_for(A.id, OPENED_A)
 
 
 def test_uses_are_bounded():
@@ -469,7 +481,7 @@ def test_uses_are_bounded():
     merge = ledger.merge_untrusted(*use(use_blob(D, by=A, chain=CHAIN_A)), WALL)
 
     assert merge.outcome is Outcome.FULL
-    assert not ledger.has_room_for(D.id)
+    assert not ledger.has_room_for(D.id, OPENED_A)
 
 
 def test_members_cannot_fill_the_revocations_against_the_mesh_key():

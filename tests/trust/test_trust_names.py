@@ -1,31 +1,29 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.keys import MeshId, NodeId
-from meshd.trust.credential import Credential
+from meshd.keys import NodeId
 from meshd.trust.grammar import is_name
-from meshd.trust.names import Names
+from meshd.trust.names import Named, Names
 
-MESH = MeshId(bytes(32))
 NODES = [NodeId(bytes([number]) * 32) for number in range(12)]
 
 
 def called(node, name, admitted_at=0):
-    return Credential(MESH, NODES[node], name, admitted_at=admitted_at, issued_at=admitted_at)
+    return Named(admitted_at, NODES[node], name)
 
 
-credentials = st.lists(
+named = st.lists(
     st.builds(
         called,
         st.integers(0, len(NODES) - 1),
         st.sampled_from(["web", "web-2", "web-3", "db", "a" * 63, "a" * 62, "-".join("a" * 32)]),
         st.integers(0, 2),
     ),
-    unique_by=lambda credential: credential.subject,
+    unique_by=lambda member: member.node,
 )
 
 
-@given(credentials, st.randoms())
+@given(named, st.randoms())
 def test_names_do_not_depend_on_order(members, random):
     shuffled = members.copy()
     random.shuffle(shuffled)
@@ -35,16 +33,16 @@ def test_names_do_not_depend_on_order(members, random):
     assert first.owners == second.owners
 
 
-@given(credentials)
+@given(named)
 def test_every_member_has_a_name_of_its_own_and_it_is_a_valid_one(members):
     shown = Names(members).shown
 
-    assert shown.keys() == {member.subject for member in members}
+    assert shown.keys() == {member.node for member in members}
     assert len(set(shown.values())) == len(members)
     assert all(is_name(name) for name in shown.values())
 
 
-@given(credentials)
+@given(named)
 def test_whoever_owns_a_name_is_shown_under_it(members):
     names = Names(members)
 

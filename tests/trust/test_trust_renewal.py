@@ -11,6 +11,7 @@ from meshd.errors import BadPacket
 from meshd.keys import NodeKey
 from meshd.trust.credential import CHAIN_LENGTH_MAX, CredentialCache, verify_chain_untrusted
 from meshd.trust.grammar import CLOCK_SKEW_MAX
+from meshd.trust.line import line_id
 from meshd.trust.refusal import REFUSAL_TEXT_BYTES_MAX, Refusal, RefusalCode
 from meshd.trust.renewal import (
     GRACE,
@@ -19,7 +20,7 @@ from meshd.trust.renewal import (
     issuer_rank,
     next_phase_at,
     phase,
-    renew,
+    renew_untrusted,
     renews,
 )
 from trust.world import (
@@ -78,8 +79,16 @@ def world(*facts):
     return ledger_of(RECORD_A, RECORD_B, *facts)
 
 
-def ask(ledger=None, *, subject=B, key=A, chain=CHAIN_A, wall=WALL + 25 * DAY):
-    return renew(ledger or world(), subject.id, key=key, chain=chain, wall=wall)
+def ask(ledger=None, *, subject=B, key=A, chain=CHAIN_A, wall=WALL + 25 * DAY, shown=()):
+    return renew_untrusted(
+        ledger or world(), subject.id, key=key, chain=chain, wall=wall, shown=shown
+    )
+
+
+def is_renewal(new, *, wall=WALL + 25 * DAY, old=CHAIN_B, key=B, through=CHAIN_A):
+    """Whether a member takes a credential, behind the chain of its issuer, for a renewal."""
+    origin = opened(old, key)
+    return renews((*opened(through, A), new), origin[-1], origin, wall)
 
 
 def refused(verdict):
@@ -253,16 +262,16 @@ def test_tags_routes_and_relay_cannot_be_widened_through_renewal(lacks):
         {"expires_at": WALL + MONTH},
         {"expires_at": WALL + 10 * YEAR},
         {"lifetime": YEAR},
+        {"line": (line_id(D.id),)},
         {"subject": C.id},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_what_is_more_or_less_than_before_is_not_taken_for_a_renewal(change):
-    old, new = last(CHAIN_B, B), last(ask(), B)
-    wall = WALL + 25 * DAY
-    assert renews(new, old, wall)
+    new = last(ask(), B)
+    assert is_renewal(new)
 
-    assert not renews(replace(new, **change), old, wall)
+    assert not is_renewal(replace(new, **change))
 
 
 def test_admit_cannot_be_gained_through_renewal():
@@ -270,7 +279,8 @@ def test_admit_cannot_be_gained_through_renewal():
     renewed = last(ask(world(record_c), subject=C), C)
 
     assert not renewed.admit
-    assert not renews(replace(renewed, admit=True), last(chain_c, C), WALL + 25 * DAY)
+    assert is_renewal(renewed, old=chain_c, key=C)
+    assert not is_renewal(replace(renewed, admit=True), old=chain_c, key=C)
 
 
 def test_a_full_chain_renews_nobody():

@@ -242,7 +242,14 @@ def test_the_holder_of_the_secret_admits_nobody_to_a_sealed_mesh():
 
 def test_a_grant_gives_what_was_there_before_and_no_more():
     chain = chain_to(
-        C, by=A, through=OLD_A, name="c", tags=("db",), admitted_at=WALL - 9, expires_at=WALL + HOUR
+        C,
+        by=A,
+        through=OLD_A,
+        name="c",
+        tags=("db",),
+        admitted_at=WALL + 9,
+        issued_at=WALL + 60,
+        expires_at=WALL + 60 + HOUR,
     )
     blob = record_blob(C, chain)
     before = ledger_with(record(blob)).standing(C.id).credential

@@ -19,6 +19,7 @@ from meshd.trust.grant import sign_grant
 from meshd.trust.invite import Invite, Token, sign_invite
 from meshd.trust.invite_use import InviteUse, sign_invite_use
 from meshd.trust.ledger import Ledger
+from meshd.trust.node_succession import sign_node_succession
 from meshd.trust.record import Candidate, CandidateKind, Record, sign_record
 from meshd.trust.revocation import Revocation, sign_revocation
 from meshd.trust.roots import Roots
@@ -87,13 +88,17 @@ def succession_blob(before=MESH_KEY, after=ROOT_KEY, *, number=1, overlap_until=
 def grant_blob(key, chain, *, by=ROOT_KEY, wall=WALL):
     """Return what a root grants a node that has a chain."""
     credentials = verify_chain_untrusted(chain, MESH, key.id, CredentialCache())
-    return sign_grant(credentials[-1], by, MESH, wall)
+    return sign_grant(credentials, by, MESH, wall)
 
 
 def epoch_blob(bootstrap_key, *, by=ROOT_KEY, maker=None, number=1, chain=()):
     maker = (maker or by).id if chain else (maker or A).id
     epoch = BootstrapEpoch(number, bootstrap_fingerprint(bootstrap_key, MESH), maker, WALL, chain)
     return sign_epoch(epoch, by, MESH)
+
+
+def node_succession(former, node, *, dated=WALL, kept=()):
+    return sign_node_succession(former, node, MESH, dated=dated, kept=kept)
 
 
 def roots_after(*blobs, settled=True):
@@ -146,6 +151,10 @@ def grant(blob):
 
 def epoch(blob):
     return FactKind.BOOTSTRAP_EPOCH, blob
+
+
+def followed(former, node, **fields):
+    return FactKind.NODE_SUCCESSION, node_succession(former, node, **fields).blob
 
 
 def cache():
