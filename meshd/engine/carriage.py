@@ -96,8 +96,11 @@ class Carriage:
             if endpoint is not None:
                 self._engine.path.peer_at(node, endpoint, now)
                 self._engine.path.relaying.hello_again(now)
-        if self._resort.endpoints != before and self._engine.entry.asks_alone:
-            self._engine.entry.seeds_resolved(self._where_to_ask(), now)
+        if self._resort.endpoints != before:
+            for node in sorted(self._resort.hosts_up):
+                self._engine.relays.carriage_changed(node, now)
+            if self._engine.entry.asks_alone:
+                self._engine.entry.seeds_resolved(self._where_to_ask(), now)
         self._look(now)
 
     def client_came(self, endpoint: Endpoint) -> None:
@@ -127,7 +130,7 @@ class Carriage:
         None: nowhere for the moment.  When that changes, `Relays.carriage_changed` is called.
         """
         self._ports.setdefault(relay, {})[endpoint.port] = None
-        if relay not in self._carried:
+        if not self._goes_over_tcp(relay):
             return endpoint, PathClass.RELAYED
         self._resort.use_ports(relay, self._ports[relay])
         self._publish()
@@ -180,7 +183,7 @@ class Carriage:
         by_udp = any(self._works(node) and not self._is_carried(node) for node in self._offers)
         resort.reached(by_udp=by_udp, in_use=[e for e in in_use if e is not None], now=now)
         resort.handle_timer(now)
-        self._note_carried()
+        self._note_carried(now)
         self._publish()
         idle = not self._offers and not resort.wanted and not engine.entry.asks_alone
         self._look_at = None if idle else now + LOOK_INTERVAL
@@ -188,17 +191,18 @@ class Carriage:
         if timer is not None and self._look_at is not None:
             self._look_at = min(self._look_at, max(timer.at, now))
 
-    def _note_carried(self) -> None:
+    def _note_carried(self, now: float) -> None:
         """Have the ports of relays looked for where they are to be found from here on."""
-        carried = frozenset(
-            node
-            for node in self._resort.hosts_up
-            if self._is_carried(node) or not self._works(node)
-        )
-        changed = sorted(carried ^ self._carried)
-        self._carried = carried
+        carried = frozenset(filter(self._goes_over_tcp, self._resort.hosts_up))
+        changed, self._carried = sorted(carried ^ self._carried), carried
         for node in changed:
             self._resort.use_ports(node, self._ports.get(node, {}))
+            self._engine.relays.carriage_changed(node, now)
+
+    def _goes_over_tcp(self, node: NodeId) -> bool:
+        """Whether a member is reached over TCP, or can be and not otherwise."""
+        up = node in self._resort.hosts_up
+        return up and (self._is_carried(node) or not self._works(node))
 
     def _works(self, node: NodeId) -> bool:
         view = self._engine.path.view(node)

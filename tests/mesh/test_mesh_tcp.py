@@ -1,0 +1,88 @@
+"""Where UDP is blocked: over TCP to a relay, by that to all, and back to UDP when that works.
+
+    router-a        router-b        router-c        router-d
+       │               │               │               │
+a: relay, TCP      b: no UDP       c: public      d: symmetric NAT
+"""
+
+import socket
+
+import pytest
+
+from lablib import internet, wait_until
+from mesh.meshes import PATIENCE, member, mesh_of
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
+
+NO_UDP = """table inet lab {
+chain forward {
+type filter hook forward priority -10; policy accept;
+meta l4proto udp drop
+}
+}
+"""
+
+
+def block_udp(mesh, name):
+    mesh.lab.namespaces[f"router-{name}"].run(["nft", "-f", "-"], stdin=NO_UDP)
+
+
+def open_udp(mesh, name):
+    mesh.lab.namespaces[f"router-{name}"].run(["nft", "delete", "table", "inet", "lab"])
+
+
+def start(mesh, node, *arguments):
+    """Start meshd with the mesh's secret."""
+    file = node.file("/etc/meshd/secret")
+    file.touch(mode=0o600)
+    file.write_text(mesh.secret)
+    node.start_daemon("--secret-file", "/etc/meshd/secret", "--name", node.name, *arguments)
+
+
+def relay(mesh, node, *arguments):
+    start(mesh, node, "--relay", *arguments)
+    wait_until(node.status, f"{node.name} answers", timeout=PATIENCE)
+
+
+def wait_path(node, other, path, transport, *, timeout=PATIENCE):
+    """Wait until a node reaches another in a certain way."""
+
+    def reached():
+        seen = member(node, other)
+        assert seen is not None, f"{node.name} does not know {other}"
+        found = seen["state"], seen["path"], seen["transport"]
+        assert found == ("alive", path, transport), f"{node.name} has {other} as {found}"
+        return True
+
+    wait_until(reached, f"{node.name} reaches {other} {path} over {transport}", timeout=timeout)
+
+
+def codes(node):
+    return [finding["code"] for finding in node.status()["health"]]
+
+
+@pytest.mark.parametrize(
+    ("listen", "seed"),
+    [((), "{}"), ((), "tcp://{}"), (("--relay-tcp", "0", "--relay-tls", "443"), "tls://{}")],
+    ids=["silent-seed", "tcp", "tls"],
+)
+def test_a_member_without_udp_joins_by_a_seed_over_tcp(measured, listen, seed):
+    with mesh_of(internet(2)) as mesh:
+        a, b = mesh.nodes
+        block_udp(mesh, "b")
+        relay(mesh, a, *listen)
+        capture = b.capture()
+        start(mesh, b, "--seed", seed.format(a.ipv4.ip))
+
+        mesh.wait_whole()
+        mesh.ping_all()
+
+        wait_path(b, "a", "direct", "tcp")
+        assert member(a, "b")["transport"] == "tcp"
+        assert "direct (tcp)" in b.meshctl("status").stdout
+        wait_until(lambda: "udp-blocked" in codes(b), "b says so", timeout=PATIENCE)
+        assert "udp-blocked" not in codes(a)
+        tcp = [p for p in capture.packets() if p.protocol == socket.IPPROTO_TCP]
+        assert tcp
+        told = [mesh.secret.encode(), b"meshd"]
+        assert not any(secret in packet.payload for packet in tcp for secret in told)
