@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+READING_MAX = 0.1
 SLEPT_MIN = 5.0  # seconds; shorter is a stall, which gossip and paths bear as they are
 
 
 def seconds_asleep() -> float:
     """Return for how long this machine has been asleep since it was booted."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+    while True:
+        before = time.clock_gettime(time.CLOCK_MONOTONIC)
+        since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if time.clock_gettime(time.CLOCK_MONOTONIC) - before < READING_MAX:
+            return since_boot - before
+        # Stopped between two clocks: that would look like a sleep.
 
 
 class SleepWatch:

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from meshd.daemon.driver import REFUSED_DUTY_MAX, Driver
+from meshd.daemon.sleep import SleepWatch
 from meshd.engine.events import OverlayStream
 from meshd.net.overlay import Overlay
 from meshd.net.stream import Streams
@@ -57,6 +58,9 @@ class Engine:
     # Outputs
 
     def underlay_datagrams(self):
+        return []
+
+    def relay_datagrams(self):
         return []
 
     def overlay_datagrams(self):
@@ -107,6 +111,7 @@ class Node:
             on_event=lambda _: None,
             on_plan=lambda: None,
             look=self._look,
+            send_relayed=lambda _: None,
             on_resumed=self.resumed.append,
             sleep=SleepWatch(lambda: self.asleep),
         )
@@ -168,6 +173,23 @@ def test_a_probe_that_is_not_answered_tells_the_engine_nothing():
 
             assert [name for name, *_ in a.engine.heard].count("overlay_datagram") == 1
             assert sum(a.streams.statistics().failed.values()) == 1
+
+    on_loopback(main)
+
+
+def test_a_sleep_is_told_to_the_engine_before_anything_else():
+    async def main():
+        with contextlib.ExitStack() as opened:
+            a = Node(A, opened)
+            async with running(a):
+                await a.say()
+                assert a.engine.heard == []
+
+                a.asleep += 3600.0
+                await a.driver.submit(a.engine.local_changed)
+
+                assert [heard[0] for heard in a.engine.heard] == ["resumed", "local_changed"]
+                assert a.resumed == [3600.0]
 
     on_loopback(main)
 
