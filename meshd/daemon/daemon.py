@@ -10,6 +10,7 @@
 | reconciler | the only one that writes to the kernel: plan, diff, apply                      |
 | network    | hears of changed addresses, links and default routes, and tells the engine     |
 | ports      | has the router's port lead to ours, and tells the engine of it                 |
+| relay      | forwards for others, keeps that in the kernel, and gives hellos to the engine  |
 | resolver   | looks up the names of seeds                                                    |
 | carriers   | carry datagrams over TCP, for others and for this node                         |
 | disk       | writes again what the disk has refused                                         |
@@ -54,6 +55,7 @@ from meshd.daemon.names import SeedResolver, look_up
 from meshd.daemon.network import NetworkWatch
 from meshd.daemon.portmap import PortMapping
 from meshd.daemon.reconciler import Reconciler
+from meshd.daemon.relay import make_relay
 from meshd.engine import events
 from meshd.engine.config import EngineConfig
 from meshd.engine.engine import Engine
@@ -97,8 +99,8 @@ _LEVELS = {
     "revoked": logging.ERROR,
     "reinstated": logging.WARNING,
     "address-changed": logging.WARNING,
-    "address-taken": logging.WARNING,
-    "name-taken": logging.WARNING,
+    "address-taken-over": logging.WARNING,
+    "name-taken-over": logging.WARNING,
     "record-evicted": logging.WARNING,
     "rival-succession": logging.ERROR,
     "repaired": logging.WARNING,
@@ -226,6 +228,7 @@ class Daemon:
             repaired=self._on_repaired,
             link_replaced=host.rebind,
         )
+        self.relay = make_relay(self)
         self.driver = Driver(
             self.engine,
             host.underlay,
@@ -234,6 +237,7 @@ class Daemon:
             on_event=self._on_event,
             on_plan=self.reconciler.wake,
             look=self.reconciler.look,
+            send_relayed=self.relay.send,
             on_resumed=self._on_resumed,
         )
         self.port_mapping = self._make_port_mapping()
@@ -255,6 +259,7 @@ class Daemon:
                     self.reconciler.run,
                     NetworkWatch(self).run,
                     self.resolver.run,
+                    partial(self.relay.run, self.driver.submit),
                     self.carriers.run,
                     self.disk.run,
                     partial(mlkem.provide, self),
@@ -271,6 +276,7 @@ class Daemon:
             if not self.goes_on:
                 self._notifier.stopping()
             self._notifier.close()
+            self.relay.close()
             self.host.device = self.reconciler.device
         if self._refusal is not None:
             raise self._refusal
@@ -411,6 +417,12 @@ class Daemon:
                 self.reconciler.end_rest()
             case events.ResolveSeeds(seeds):
                 self.resolver.want(seeds)
+            case events.RelayPortsChanged(ports):
+                self.relay.set_ports(ports)
+                self.carriers.relay_ports = ports
+                self.carriers.relay_ports = ports
+            case events.RelayMapsChanged(maps):
+                self.relay.set_maps(maps)
             case events.CarriersChanged():
                 self.carriers.wake()
             case events.RefusedByMesh(text, seed, final):
@@ -563,6 +575,7 @@ class Daemon:
         # First of all: without the rules our own port would show on the underlay.
         self.driver.stop()
         self.reconciler.stop()
+        self.relay.remove()
         self.host.device = self.reconciler.device
         self.host.remove()
         log.info("left the mesh; keys and state stay")

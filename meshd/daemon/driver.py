@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from meshd.net.overlay import Overlay
     from meshd.net.stream import Streams
     from meshd.net.underlay import Underlay
+    from meshd.relay.hello import RelayOutgoing
     from meshd.wg.types import DeviceStatus
 
 TURN_SECONDS = 0.002
@@ -69,11 +70,13 @@ class Driver:
         on_event: Callable[[Event], None],
         on_plan: Callable[[], None],
         look: Callable[[], DeviceStatus | None],
+        send_relayed: Callable[[RelayOutgoing], None],
         on_resumed: Callable[[float], None],
         sleep: SleepWatch | None = None,
     ) -> None:
         """Take what is open already.  `look` observes the device, or returns None if it cannot.
 
+        `send_relayed` sends from the ports that this node relays by.
         `on_resumed` is told how many seconds this machine has slept, after the engine.
         """
         self._engine = engine
@@ -83,6 +86,7 @@ class Driver:
         self._on_event = on_event
         self._on_plan = on_plan
         self._look = look
+        self._send_relayed = send_relayed
         self._on_resumed = on_resumed
         self._sleep = sleep or SleepWatch()
         self._nursery: trio.Nursery | None = None  # while running
@@ -205,6 +209,8 @@ class Driver:
             self._on_event(event)
         for datagram, target, source in engine.underlay_datagrams():
             self._underlay.send(datagram, target, source)
+        for outgoing in engine.relay_datagrams():
+            self._send_relayed(outgoing)
         for payload, address in engine.overlay_datagrams():
             self._overlay.send(payload, Endpoint(address, GOSSIP_PORT))
         if self._nursery is not None:

@@ -53,6 +53,7 @@ def host_findings(daemon: Daemon) -> Iterator[HealthFinding]:
         yield from daemon.resolver.findings()
     if daemon.reconciler.error is not None:
         yield HealthFinding("error", "device", f"{daemon.reconciler.error}; trying again")
+    yield from daemon.relay.findings()
     if daemon.host.mux is None:
         yield second_port(daemon)
     if daemon.port_mapping is not None:

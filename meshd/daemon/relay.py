@@ -18,6 +18,7 @@ Rule 4: hellos that prove nothing get no more than a part of a core, as on the u
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
@@ -26,17 +27,27 @@ import trio
 
 from meshd.control.snapshot import HealthFinding
 from meshd.daemon.driver import REFUSED_DUTY_MAX, TURN_SECONDS
+from meshd.daemon.host import FWMARK
+from meshd.daemon.relay_keeper import KernelKeeper
+from meshd.daemon.relay_kernel import RelayKernel
+from meshd.errors import DeviceError, StoreError
 from meshd.net.forwarder import Forwarder, is_free, raise_descriptor_limit
+from meshd.net.forwarding import unpack_note
 from meshd.net.relay_nft import NOTHING, FlowCount
+from meshd.store import Meta
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from meshd.codec import IPAddress
-    from meshd.daemon.relay_keeper import KernelKeeper
+    from meshd.daemon.daemon import Daemon
+    from meshd.net.forwarder import ForwarderStatistics
+    from meshd.relay.hello import RelayOutgoing
     from meshd.relay.maps import Flow, RelayMaps
     from meshd.values import PortRange
     from meshd.wg.types import Endpoint
+
+log = logging.getLogger(__name__)
 
 HELLOS_MAX = 1024  # waiting; a member says hello again soon
 TRAFFIC_INTERVAL = 2.0
@@ -72,15 +83,6 @@ class RelayEngine(Protocol):
         """Take note of a port that cannot be had."""
 
 
-class RelayDatagram(Protocol):
-    """A datagram of the engine's, to be sent from an allotted port."""
-
-    datagram: bytes
-    target: Endpoint
-    port: int
-    source: IPAddress
-
-
 class Hello(NamedTuple):
     """One that waits for the engine."""
 
@@ -106,7 +108,7 @@ class RelayShell:
         self._engine = engine
         self._forwarder = Forwarder(self._on_hello, fwmark=fwmark)
         self._keeper = keeper
-        self._told = trio.Event()  # the engine has said what it wants
+        self._begun = trio.Event()  # there are ports
         self._hellos: deque[Hello] = deque()
         self._hello_came = trio.Event()
         self._hellos_lost = 0
@@ -116,13 +118,14 @@ class RelayShell:
 
     # From the engine
 
-    def set_ports(self, ports: tuple[int, ...]) -> None:
+    def set_ports(self, ports: frozenset[int]) -> None:
         """Have exactly these ports open."""
-        for port in self._forwarder.ports - set(ports):
+        for port in self._forwarder.ports - ports:
             self._forwarder.shut(port)
         missing = [port for port in ports if port not in self._forwarder.ports]
-        if missing:
+        if missing and not self._begun.is_set():
             raise_descriptor_limit(self._range.last - self._range.first + 1)
+            self._begun.set()
         for port in missing:
             if not self._forwarder.open(port):
                 self._taken.add(port)
@@ -133,9 +136,8 @@ class RelayShell:
         self._failed = self._forwarder.set_flows(maps.flows)
         if self._keeper is not None:
             self._keeper.want(maps.flows - self._failed)
-        self._told.set()
 
-    def send(self, out: RelayDatagram) -> None:
+    def send(self, out: RelayOutgoing) -> None:
         """Send a datagram of the engine's, or lose it."""
         self._forwarder.send(out.datagram, out.target, out.port, out.source)
 
@@ -156,10 +158,17 @@ class RelayShell:
         self._forwarder.close()
 
     def remove(self) -> None:
-        """Take everything down: this node has left.  Raise DeviceError or StoreError."""
+        """Take everything down: this node has left."""
         self._forwarder.close()
-        if self._keeper is not None:
-            self._keeper.remove()
+        try:
+            if self._keeper is not None:
+                self._keeper.remove()
+        except (DeviceError, StoreError) as error:
+            log.error("%s; what has to do with relaying may still be in the kernel", error)
+
+    def statistics(self) -> ForwarderStatistics:
+        """Return what the sockets have done since the start."""
+        return self._forwarder.statistics()
 
     def findings(self) -> Iterator[HealthFinding]:
         """Say what keeps it from relaying as well as it could."""
@@ -218,8 +227,8 @@ class RelayShell:
         self._engine.relay_traffic(traffic, strangers, now)
 
     async def _check_ports(self) -> None:
-        """Tell the engine which ports of the range are another program's."""
-        await self._told.wait()
+        """Tell the engine which ports of the range are another program's, before it allots them."""
+        await self._begun.wait()
         ours = set(self._forwarder.ports)
         every = range(self._range.first, self._range.last + 1)
 
@@ -229,3 +238,21 @@ class RelayShell:
         found = await trio.to_thread.run_sync(taken)
         self._taken.update(set(found) - set(self._forwarder.ports))
         self._hello_came.set()
+
+
+def make_relay(daemon: Daemon) -> RelayShell:
+    """Return the relay of a daemon, which leaves all to its sockets where there is no nft."""
+    config, host, store = daemon.config, daemon.host, daemon.store
+
+    def interfaces() -> tuple[str, ...]:
+        candidates = set(daemon.local_addresses())
+        observed = host.links.host_addresses(fwmark=FWMARK)
+        carrying = (each.interface for each in observed if each.address in candidates)
+        return tuple(dict.fromkeys(carrying))
+
+    keeper = None
+    if host.mux is not None:
+        note = unpack_note(store.load_meta(Meta.FORWARDING))
+        kernel = RelayKernel(config.interface, config.relay_ports, FWMARK, note)
+        keeper = KernelKeeper(kernel, store, interfaces)
+    return RelayShell(daemon.engine, config.relay_ports, fwmark=FWMARK, keeper=keeper)

@@ -22,7 +22,7 @@ import trio
 
 from meshd.control.snapshot import HealthFinding
 from meshd.errors import DeviceError, StoreError
-from meshd.net.forwarding import Note, pack_note
+from meshd.net.forwarding import pack_note
 from meshd.net.relay_nft import FAMILIES, NOTHING, FlowCount, Observed, fits
 from meshd.store import Meta
 
@@ -57,7 +57,7 @@ class KernelKeeper:
         self._told = trio.Event()
         self._changed = trio.Event()
         self._used = False  # something of ours is in the kernel
-        self._cleared = False  # nothing of an earlier run is
+        self._noted = bool(store.load_meta(Meta.FORWARDING))  # so it may be, and is on disk
         self._error: DeviceError | StoreError | None = None
         self._seen = Observed(intact=False)
         self._look_at = -math.inf
@@ -123,11 +123,10 @@ class KernelKeeper:
         flows = self._for_kernel(now)
         if flows or self._used:
             await self._reconcile(flows, now)
-            self._used = self._cleared = True
-        elif not self._cleared:
+            self._used = True
+        elif self._noted:  # by an earlier run
             await trio.to_thread.run_sync(self._kernel.remove)
             self._forget_note()
-            self._cleared = True
 
     def _for_kernel(self, now: float) -> frozenset[Flow]:
         for version, until in list(self._blocked_until.items()):
@@ -140,8 +139,9 @@ class KernelKeeper:
     async def _reconcile(self, flows: frozenset[Flow], now: float) -> None:
         kernel = self._kernel
         note = kernel.plan(flows, self._interfaces())
-        if note != kernel.note:
+        if note != kernel.note or not self._noted:
             self._store.save_meta(Meta.FORWARDING, pack_note(note))
+            self._noted = True
             kernel.take_note(note)
         observed = await trio.to_thread.run_sync(
             partial(kernel.reconcile, flows, look=now >= self._look_at)
@@ -173,8 +173,9 @@ class KernelKeeper:
                 self._traffic[port] = self._traffic.get(port, NOTHING).plus(*grown)
 
     def _forget_note(self) -> None:
-        if self._store.load_meta(Meta.FORWARDING) is not None:
-            self._store.save_meta(Meta.FORWARDING, pack_note(Note()))
+        if self._noted:
+            self._store.save_meta(Meta.FORWARDING, b"")
+            self._noted = False
 
 
 def _grown(before: int, after: int) -> int:

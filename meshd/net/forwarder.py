@@ -39,7 +39,6 @@ import trio
 from meshd.net.closing import Closing
 from meshd.net.datagram import (
     BATCH_MAX,
-    DATAGRAM_BYTES_MAX,
     SO_RCVBUFFORCE,
     TRANSIENT_ERRNOS,
     Counters,
@@ -49,10 +48,11 @@ from meshd.net.datagram import (
 )
 from meshd.net.relay_nft import NOTHING
 from meshd.net.underlay import FAMILIES
-from meshd.underlay import DatagramType, header
+from meshd.underlay import DATAGRAM_BYTES_MAX, DatagramType, header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
 
     from meshd.codec import IPAddress
     from meshd.net.relay_nft import FlowCount
@@ -110,7 +110,7 @@ class Forwarder(Closing):
     # Which sockets there are
 
     @property
-    def ports(self) -> Collection[int]:
+    def ports(self) -> AbstractSet[int]:
         """The ports that are open."""
         return self._doors.keys()
 
@@ -159,6 +159,8 @@ class Forwarder(Closing):
 
     def close(self) -> None:
         """Close all; a task that runs gets trio.ClosedResourceError."""
+        if self._ready.closed:
+            return
         trio.lowlevel.notify_closing(self._ready.fileno())
         for each in list(self._by_descriptor.values()):
             self._forget(each)
@@ -231,7 +233,7 @@ class Forwarder(Closing):
     def _drain_door(self, door: _Door) -> None:
         before = door.counters.oversized + door.counters.unanswerable
         for payload, source, local in drain(door.socket, door.counters):
-            if payload.startswith(_HELLO):
+            if payload.startswith(_HELLO) and len(payload) <= DATAGRAM_BYTES_MAX:
                 self._on_hello(payload, source, door.port, local)
             else:
                 self._strangers += 1
