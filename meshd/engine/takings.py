@@ -40,7 +40,7 @@ class Takings:
             if shown.startswith(f"{name}-") and other != node:
                 held = ledger.standing(other)
                 if held is not None and held.credential.name == name:
-                    self._tell("name-taken", node, other, f"the name '{name}'", name=name)
+                    self._tell("name-taken-over", node, other, f"the name '{name}'", name=name)
                     return
 
     def resolved(
@@ -56,7 +56,11 @@ class Takings:
             other = holders.get(address)
             if other is not None and self._engine.ledger.admitted(other):
                 self._tell(
-                    "address-taken", node, other, f"the address {address}", address=str(address)
+                    "address-taken-over",
+                    node,
+                    other,
+                    f"the address {address}",
+                    address=str(address),
                 )
 
     def _tell(self, event: str, node: NodeId, other: NodeId, what: str, **details: str) -> None:

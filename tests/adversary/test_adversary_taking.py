@@ -412,9 +412,9 @@ def test_a_newcomer_that_takes_a_name_or_an_address_is_told_of_with_who_let_it_i
 
     for machine in village.honest:
         assert machine.engine.ledger.names()[late.node] == "late-2"
-        (name,) = machine.of("name-taken")
+        (name,) = machine.of("name-taken-over")
         assert (name.member, name.details["issuer"]) == (thief.id, "mallory")
-        addresses = {notice.member: notice.details for notice in machine.of("address-taken")}
+        addresses = {notice.member: notice.details for notice in machine.of("address-taken-over")}
         assert addresses.keys() == {thief.id, other.id}
         assert addresses[other.id]["pinned"]
         assert {details["issuer"] for details in addresses.values()} == {"mallory"}

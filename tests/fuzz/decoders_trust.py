@@ -9,7 +9,10 @@ from meshd.trust.grant import open_grant_untrusted
 from meshd.trust.invite import format_token, open_invite_untrusted, parse_token_untrusted
 from meshd.trust.invite_use import open_invite_use_untrusted
 from meshd.trust.ledger import Ledger
+from meshd.trust.line import line_id
+from meshd.trust.node_succession import open_node_succession_untrusted
 from meshd.trust.record import open_record_untrusted
+from meshd.trust.renewal import renew_untrusted
 from meshd.trust.revocation import open_revocation_untrusted
 from meshd.trust.roots import Roots
 from meshd.trust.signed import Statement
@@ -65,15 +68,37 @@ statement(
 @target("chain")
 def _chain():
     """Two links, of which the second is signed by a member gone bad."""
-    chain = trust.chain_to(
-        trust.B, by=trust.A, through=_CHAIN, name="b", tags=("db",), expires_at=trust.WALL + 9
-    )
     return Target(
         lambda blob: verify_chain_untrusted((*_CHAIN, blob), trust.MESH, trust.B.id, trust.cache()),
-        [chain[-1]],
+        [_link(), _link(line=(line_id(trust.C.id), line_id(trust.D.id)))],
         SIGNATURE_BYTES,
         signer(Statement.CREDENTIAL, trust.A, trust.MESH),
     )
+
+
+@target("origin")
+def _origin():
+    """What a member shows that asks for a renewal: a chain that one gone bad has signed."""
+    record = trust.record_blob(trust.B, (*_CHAIN, _link()))
+    ledger = trust.ledger_of(trust.record(trust.record_blob(trust.A, _CHAIN)), trust.record(record))
+    return Target(
+        lambda blob: renew_untrusted(
+            ledger,
+            trust.B.id,
+            key=trust.A,
+            chain=_CHAIN,
+            wall=trust.WALL + 5,
+            shown=(*_CHAIN, blob),
+        ),
+        [_link(), _link(line=(line_id(trust.C.id),), admitted_at=trust.WALL - 5)],
+        SIGNATURE_BYTES,
+        signer(Statement.CREDENTIAL, trust.A, trust.MESH),
+    )
+
+
+def _link(**fields):
+    grants = {"name": "b", "tags": ("db",), "expires_at": trust.WALL + 9} | fields
+    return trust.chain_to(trust.B, by=trust.A, through=_CHAIN, **grants)[-1]
 
 
 statement(
@@ -117,6 +142,18 @@ statement(
         trust.epoch_blob(trust.BOOTSTRAP_KEY, by=trust.A, chain=_CHAIN),
     ],
     kind=Statement.BOOTSTRAP_EPOCH,
+    **_BY_A,
+)
+
+
+statement(
+    "node-succession",
+    lambda blob: open_node_succession_untrusted(blob, trust.MESH),
+    lambda: [
+        trust.node_succession(trust.A, trust.B).blob,
+        trust.node_succession(trust.A, trust.B, kept=(bytes(8), b"k" * 8)).blob,
+    ],
+    kind=Statement.NODE_SUCCESSION,
     **_BY_A,
 )
 

@@ -1,11 +1,14 @@
 """On whose word a node is in: through renewals, by the invites of others, whoever hides it."""
 
 from dataclasses import replace
+from ipaddress import IPv6Address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshd.bootstrap.cookie import CODE_BYTES
+from meshd.bootstrap.messages import PAYLOAD_BYTES, ByRecord, encode_request
 from meshd.codec import pack
 from meshd.errors import BadPacket
 from meshd.trust.admission import Application, admit
@@ -24,9 +27,11 @@ from meshd.trust.line import (
     line_id,
     member_since,
 )
+from meshd.trust.record import CANDIDATES_MAX, RECORD_BYTES_MAX, Candidate, CandidateKind
 from meshd.trust.refusal import Refusal, RefusalCode
 from meshd.trust.renewal import renew_untrusted, renews
 from meshd.trust.signed import Statement, sign
+from meshd.underlay import unpad_untrusted
 from trust.world import (
     MESH,
     ROOT_KEY,
@@ -266,6 +271,21 @@ def test_the_longest_credential_can_be_renewed_by_anybody_else():
 
     assert later - first == 63
     assert ADMISSION_BYTES_MAX + (later - first) <= CREDENTIAL_BYTES_MAX
+
+
+def test_the_longest_record_fits_into_the_shortest_request():
+    """That is one with a cookie; a line makes room for itself by taking candidates' place."""
+    line = tuple(bytes([n]) * LINE_ID_BYTES for n in range(LINE_LENGTH_MAX))
+    chain = chain_to(D, by=B, through=CHAIN_B, name="d" * 63, line=line)
+    candidate = Candidate(CandidateKind.HOST, IPv6Address("2001:db8::1"), 51820, 51821)
+    blob = record_blob(D, chain, candidates=(candidate,) * CANDIDATES_MAX, version="v" * 32)
+    assert len(blob) <= RECORD_BYTES_MAX
+    longest = ByRecord(blob.ljust(RECORD_BYTES_MAX, b"\0"))
+
+    payload = encode_request(longest, key=D, mesh=MESH, binding=bytes(32), wall=2**40 - 1)
+
+    assert 2 + len(unpad_untrusted(payload)) == 1124, "what docs/wire-format.md says"
+    assert PAYLOAD_BYTES - CODE_BYTES >= 1124
 
 
 def test_a_line_that_is_too_long_is_refused_with_what_to_do():
