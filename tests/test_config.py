@@ -51,6 +51,7 @@ EXAMPLES: dict[str, tuple[object, str, object]] = {
     "relay-tls": ("8443", "8443", 8443),
     "rotate-keys-after": ("30d", '"30d"', 30 * 86400.0),
     "psk": (False, "false", False),
+    "port-mapping": (False, "false", False),
     "mdns": (False, "false", False),
     "state-dir": ("/s", '"/s"', Path("/s")),
     "runtime-dir": ("/r", '"/r"', Path("/r")),

@@ -5,8 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.net.local import HOST_ADDRESSES_MAX, TUNNEL_KINDS, HostAddress, host_candidates
+from meshd.net.local import (
+    HOST_ADDRESSES_MAX,
+    TUNNEL_KINDS,
+    DefaultRoute,
+    HostAddress,
+    host_candidates,
+    router_of,
+)
 from meshd.net.rtnetlink import RouteNetlink
+from meshd.portmap.gateway import Gateway
 from net.namespaces import join, namespaces
 
 OVERLAY = (ip_network("100.64.0.0/10"), ip_network("fd12:3456:789a::/48"))
@@ -125,3 +133,34 @@ def test_policy_routing_by_our_mark_decides_what_comes_first():
 
         assert candidates(*here.call(observe)) == ["192.0.2.1", "198.51.100.1"]
         assert candidates(*here.call(observe, 7)) == ["198.51.100.1", "192.0.2.1"]
+
+
+def test_the_way_out_is_told_by_ip_version_with_its_router():
+    with namespaces(2) as (here, router):
+        join(here, "eth0", router, "lan")
+        here.run(
+            "ip address add 192.168.2.2/24 dev eth0; ip route add default via 192.168.2.1;"
+            "ip address add 2001:db8::2/64 dev eth0 nodad; ip route add default via 2001:db8::1"
+        )
+        routes = here.call(default_routes)
+
+        assert routes == (
+            DefaultRoute("eth0", ip_address("192.168.2.1"), ip_address("192.168.2.2")),
+            DefaultRoute("eth0", ip_address("2001:db8::1"), ip_address("2001:db8::2")),
+        )
+        assert router_of(routes) == Gateway(
+            ip_address("192.168.2.1"), ip_address("192.168.2.2"), "eth0"
+        )
+        here.run("ip -4 route del default")
+        assert router_of(here.call(default_routes)) is None
+
+
+def test_where_the_internet_is_on_the_wire_there_is_no_router():
+    route = DefaultRoute("ppp0", None, ip_address("198.51.100.7"))
+
+    assert router_of((route,)) is None
+
+
+def default_routes():
+    with RouteNetlink(OVERLAY) as links:
+        return links.default_routes()
