@@ -39,7 +39,7 @@ from meshd.bootstrap.messages import (
 from meshd.codec import pack, unpack_untrusted
 from meshd.errors import BadPacket
 from meshd.keys import InviteKey, MeshKey
-from meshd.trust.credential import CredentialCache
+from meshd.trust.credential import CREDENTIAL_BYTES_MAX, CredentialCache
 from meshd.trust.fact import FACT_BYTES_MAX
 from meshd.trust.invite import INVITE_BYTES_MAX
 from meshd.trust.record import RECORD_BYTES_MAX
@@ -275,7 +275,7 @@ def test_a_link_that_the_seeds_chain_does_not_have_is_refused():
     record = record_of(SEED)
     fields = unpack_untrusted(unpad_untrusted(answer_payload((b"x",), record=record)))
     body = unpack_untrusted(fields[3])
-    for link in (1, 7, True, "x", bytes(257)):
+    for link in (1, 7, True, "x", bytes(CREDENTIAL_BYTES_MAX + 1)):
         packed = pack({**body, 6: (link,)})
         claimed = signature(Statement.ANSWER, MESH, SEED, BINDING + packed)
         with pytest.raises(BadPacket, match="malformed chain"):

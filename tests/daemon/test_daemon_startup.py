@@ -89,6 +89,18 @@ def test_a_token_of_the_same_mesh_comes_with_the_same_node_and_is_not_kept(store
     assert startup.begin(loaded(), store, WALL).identity.token is None
 
 
+def test_the_chain_it_came_in_by_is_kept_beside_the_one_it_has(store):
+    origin = joined(store, token())
+    identity = startup.begin(loaded(), store, WALL).identity
+    assert identity.origin == ()
+
+    renewed = chain_to(store.node_key, by=A, through=founding_chain(A), name="host", relay=True)
+    startup.update(store, replace(identity, chain=renewed, origin=origin))
+
+    again = startup.begin(loaded(), store, WALL).identity
+    assert (again.chain, again.origin) == (renewed, origin)
+
+
 def test_a_token_of_another_mesh_is_refused_and_changes_nothing(store):
     chain = joined(store, token())
     key = MeshKey(b"O" * 32)

@@ -16,6 +16,7 @@ from meshd.gossip.wire import Item, Message, MessageType, encode
 from meshd.trust.admission import RETRY_LIFETIME
 from meshd.trust.credential import CHAIN_LENGTH_MAX, issue, verify_chain_untrusted
 from meshd.trust.fact import FactKind
+from meshd.trust.line import let_in_by, line_id
 from meshd.trust.record import Record, open_record_untrusted, sign_record
 from meshd.trust.renewal import GRACE, Phase
 from meshd.trust.revocation import Revocation, sign_revocation
@@ -128,6 +129,27 @@ def test_another_admitter_takes_over_and_hands_back():
 
     assert len(node.engine.identity.chain) == 2, "nearer to the mesh key again"
     world.run_until(lambda: whole(founder, helper, node), within=15.0)
+
+
+def test_a_member_shows_the_chain_by_which_it_came_in_until_it_comes_in_anew():
+    """Renewed by whomever, restarted in between; a token begins another line."""
+    world, founder, helper, node = mesh(8, helpers=["helper"])
+    origin = node.engine.identity.chain
+    assert node.engine.identity.origin == ()
+    founder.power_off()
+    world.run_until(lambda: node.of("credential-renewed"), within=LIFE)
+    node.power_off()
+    founder.start()
+    node.start()
+    world.run_until(lambda: len(node.of("credential-renewed")) == 2, within=2 * LIFE)
+
+    assert node.engine.identity.origin == origin
+    assert let_in_by(node.engine.own_chain) == (line_id(founder.node),)
+
+    node.power_off()
+    node.start(token=helper.invite(lifetime=1))
+    world.run_until(lambda: node.engine.own_credential.issuer == helper.node, within=5.0)
+    assert node.engine.identity.origin == ()
 
 
 def test_what_ends_with_its_issuer_is_made_whole_by_one_that_lasts():
