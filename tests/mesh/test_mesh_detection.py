@@ -45,6 +45,7 @@ def wait_event(nodes, kind, about):
     )[0]
 
 
+@pytest.mark.slow
 def test_a_killed_daemon_is_betrayed_by_its_kernel(measured):
     """a, b, c on one wire; c's daemon is killed, and its interface stays."""
     with mesh_of(lan(3)) as mesh:
@@ -99,6 +100,7 @@ def test_a_third_member_helps_where_udp_is_dropped_between_two():
         assert not [event for node in mesh.nodes for event in events(node, "member-dead")]
 
 
+@pytest.mark.slow
 def test_a_member_whose_cable_is_pulled_is_dead_everywhere_in_seconds_and_comes_back(measured):
     with mesh_of(lan(4)) as mesh:
         settled(mesh)

@@ -31,7 +31,15 @@ def test_twenty_members_started_at_once_all_answer_all(measured):
         measured("s until all pings are answered", time.monotonic() - started_at)
 
 
-@pytest.mark.parametrize("topology", [lan(3), internet(3), nat(4)], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "topology",
+    [
+        pytest.param(lan(3), marks=pytest.mark.slow),
+        pytest.param(internet(3), marks=pytest.mark.slow),
+        nat(4),
+    ],
+    ids=lambda topology: topology.name,
+)
 def test_members_of_every_topology_reach_each_other(topology):
     with mesh_of(topology) as mesh:
         mesh.form()
@@ -69,6 +77,7 @@ def test_a_peer_may_use_its_own_addresses_and_no_other():
         assert set(allowed) == {f"{of_b['ipv4']}/32", f"{of_b['ipv6']}/128"}
 
 
+@pytest.mark.slow
 def test_a_seed_may_start_after_those_that_ask_it():
     with mesh_of(lan(3)) as mesh:
         seed, *others = mesh.nodes
@@ -91,6 +100,7 @@ def test_a_seed_may_start_after_those_that_ask_it():
         assert others[0].status()["health"] == []
 
 
+@pytest.mark.slow
 def test_a_token_admits_one_node_and_names_its_seed():
     with mesh_of(lan(3)) as mesh:
         a, b, c = mesh.nodes
@@ -112,6 +122,7 @@ def test_a_token_admits_one_node_and_names_its_seed():
         assert c.run(["ip", "link", "show", "mesh0"], check=False).returncode != 0
 
 
+@pytest.mark.slow
 def test_a_seed_that_may_not_admit_passes_the_request_on():
     with mesh_of(lan(3)) as mesh:
         a, b, c = mesh.nodes
@@ -140,6 +151,7 @@ def test_a_seed_that_may_not_admit_passes_the_request_on():
         wait_until(lambda: member(a, "c") is not None, "a knows c", timeout=PATIENCE)
 
 
+@pytest.mark.slow
 def test_an_address_that_was_asked_for_is_given():
     with mesh_of(lan(2)) as mesh:
         a, b = mesh.nodes
@@ -163,6 +175,7 @@ def test_an_address_that_was_asked_for_is_given():
         mesh.ping_all()
 
 
+@pytest.mark.slow
 def test_a_seed_may_be_a_name():
     with mesh_of(lan(2)) as mesh:
         a, b = mesh.nodes

@@ -50,6 +50,7 @@ def test_sigterm_leaves_the_tunnels_up():
         assert not report.lost, str(report)
 
 
+@pytest.mark.slow
 def test_members_that_come_and_go_disturb_nobody(measured):
     """Ten come and leave while two others keep talking."""
     with mesh_of(lan(12)) as mesh:
@@ -93,6 +94,7 @@ def test_a_cable_that_was_out_for_a_minute_is_noticed_and_back(measured):
         measured("s until back", time.monotonic() - plugged_at)
 
 
+@pytest.mark.slow
 def test_a_mesh_that_was_switched_off_comes_back_from_its_own_disks(measured):
     """Nothing is left but the state directories, and at first no seed is reachable."""
     with mesh_of(lan(5)) as mesh:
@@ -144,6 +146,7 @@ def wireguard_missing(node):
     return node.run(["wg", "show", "mesh0"], check=False).returncode != 0
 
 
+@pytest.mark.slow
 def test_one_who_left_is_gone_and_comes_back_as_the_same_node():
     with mesh_of(lan(3)) as mesh:
         mesh.form()
@@ -163,6 +166,7 @@ def test_one_who_left_is_gone_and_comes_back_as_the_same_node():
         assert mesh.address(c) == address
 
 
+@pytest.mark.slow
 def test_a_dead_member_is_forgotten_on_request():
     with mesh_of(lan(2)) as mesh:
         mesh.form()

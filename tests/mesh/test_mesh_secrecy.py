@@ -50,6 +50,7 @@ def test_the_underlay_carries_only_wireguard_and_sealed_datagrams():
             assert not any(secret in packet.payload for secret in told)
 
 
+@pytest.mark.slow
 def test_a_scan_with_random_payloads_gets_no_answer():
     with mesh_of(lan(3)) as mesh:
         a, b, outsider = mesh.nodes
