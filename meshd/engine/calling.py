@@ -10,6 +10,8 @@
      0xE8, then a map:  1 caller   id
                         2 called   id
                         3 record   the caller's own, verbatim: where it is to be pinged
+                        4,5 seen   address and port, where the caller's NAT shows everybody another
+                                   port: absent = there is a candidate for it, or no NAT
 
 Rule 1: through the tunnel to the called one where there is one, by way of a relay; else by way of
         two members that we reach, another two each time.
@@ -27,18 +29,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.bootstrap.limits import Buckets
-from meshd.codec import Fields, pack
+from meshd.codec import Fields, pack, pack_address
 from meshd.engine.handover import Handover, mark, split
 from meshd.errors import BadPacket
 from meshd.keys import KEY_BYTES, NodeId
 from meshd.trust.ledger import MEMBERS_MAX
 from meshd.trust.record import RECORD_BYTES_MAX
+from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
     from random import Random
 
     from meshd.engine.engine import Engine
 
+PORT_MAX = 0xFFFF
 FORWARDERS_MAX = 2  # for each call
 FORWARDS_PER_SECOND_MAX = 10  # for one member
 FORWARDS_BURST_MAX = 40
@@ -51,20 +55,27 @@ class Call:
     caller: NodeId
     called: NodeId
     record: bytes  # the caller's
+    seen_at: Endpoint | None = None
 
 
 def encode_call(call: Call) -> bytes:
     """Return the map of a call."""
-    return pack({1: call.caller, 2: call.called, 3: call.record})
+    fields: dict[int, object] = {1: call.caller, 2: call.called, 3: call.record}
+    if call.seen_at is not None:
+        fields[4] = pack_address(call.seen_at.address)
+        fields[5] = call.seen_at.port
+    return pack(fields)
 
 
 def decode_call_untrusted(data: bytes) -> Call:
     """Parse a call."""
     fields = Fields.unpack_untrusted(data, what="call")
+    address = fields.address(4)
     call = Call(
         NodeId(fields.blob(1, size=KEY_BYTES)),
         NodeId(fields.blob(2, size=KEY_BYTES)),
         fields.blob(3, maximum=RECORD_BYTES_MAX),
+        None if address is None else Endpoint(address, fields.uint(5, maximum=PORT_MAX)),
     )
     fields.done()
     return call
@@ -86,7 +97,8 @@ class Calling:
         if not engine.presence.blob:
             return
         me = engine.identity.node
-        datagram = mark(Handover.CALL, encode_call(Call(me, node, engine.presence.blob)))
+        call = Call(me, node, engine.presence.blob, engine.path.seen_at)
+        datagram = mark(Handover.CALL, encode_call(call))
         for way in self._ways(node):
             engine.send_overlay(datagram, way)
 
@@ -105,7 +117,7 @@ class Calling:
     def _heed(self, call: Call, now: float) -> None:
         if not self._is_member(call.caller):
             raise BadPacket("call of one that is no member")
-        self._engine.path.called(call.caller, call.record, now)
+        self._engine.path.called(call.caller, call.record, now, seen_at=call.seen_at)
 
     def _pass_on(self, call: Call, datagram: bytes, source: NodeId, now: float) -> None:
         if call.caller != source:

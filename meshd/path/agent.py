@@ -60,6 +60,7 @@ from meshd.path.events import (
     RecordReceived,
 )
 from meshd.path.hearing import Hearing
+from meshd.path.pair import Pair
 from meshd.path.peer import Peer, rank
 from meshd.path.prober import Prober
 from meshd.path.relaying import Relaying
@@ -80,7 +81,6 @@ if TYPE_CHECKING:
     from meshd.keys import BootstrapKey, MeshId, NodeId, NodeKey
     from meshd.path.events import Event
     from meshd.path.nat import NatBehaviour
-    from meshd.path.pair import Pair
     from meshd.trust.record import Candidate
     from meshd.underlay import Outgoing
 
@@ -351,10 +351,14 @@ class Agent:
             self.watching.traffic(peer, now, lasts=lasts)
             self.relaying.review(peer, now)
 
-    def called(self, node: NodeId, record: bytes, now: float) -> None:
+    def called(
+        self, node: NodeId, record: bytes, now: float, *, seen_at: Endpoint | None = None
+    ) -> None:
         """Take that a peer pings us at this moment, and cannot reach us: ping it everywhere.
 
-        `record` is its own, not looked at: see `RecordReceived`.
+        `record` is its own, not looked at: see `RecordReceived`.  `seen_at` is where others see it,
+        behind a NAT that gives it another port for us: a ping there is lost, but a NAT of ours that
+        filters by address lets the peer in from then on.
         """
         peer = self.peers.get(node)
         if peer is None or now - peer.calls_us_at < self.config.called_interval:
@@ -365,6 +369,9 @@ class Agent:
         for pair in peer.askable:
             if pair.relay is None and now - pair.asked_at >= self.config.probe_spacing:
                 self.prober.ping(peer, pair, now)
+        if seen_at is not None and seen_at not in peer.pairs:
+            opener = Pair(seen_at, None, PathClass.REFLEXIVE, listed=False)
+            self.prober.ping(peer, opener, now)
         self.search(peer, now)
 
     def relay_offered(
@@ -434,6 +441,11 @@ class Agent:
         return self.surroundings.own.reflexive
 
     @property
+    def seen_at(self) -> Endpoint | None:
+        """Where somebody sees us come from, where others see another port: for calls only."""
+        return self.surroundings.own.unsteady
+
+    @property
     def behind_nat(self) -> bool:
         """Whether a member sees us come from an address that is not on this host."""
         return self.surroundings.own.behind_nat
@@ -498,6 +510,7 @@ class Agent:
         else:
             peer.searching_since = now
             self.demand_proof(peer, now, announce=False)
+        self.surroundings.ask_again(now)
         self.relaying.review(peer, now)
 
     def choose(self, peer: Peer, now: float) -> None:

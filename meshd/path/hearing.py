@@ -119,9 +119,7 @@ class Hearing:
     def _ask_back(self, peer: Peer, ping: Probe, pair: Pair, now: float) -> None:
         """Let a ping be the occasion for our own questions."""
         agent, config = self._agent, self._agent.config
-        moved = peer.proven and pair is not peer.selected and pair.proven_at < peer.demanded_at
-        aside = pair.relay is not None  # a spare: by that it has always been heard
-        if moved and not aside and now - peer.demanded_at >= config.recheck_interval:
+        if self._moved(peer, ping, pair) and now - peer.demanded_at >= config.recheck_interval:
             agent.demand_proof(peer, now, announce=False)
         unproven = pair.proven_at < peer.demanded_at
         if peer.differs(ping):
@@ -141,6 +139,18 @@ class Hearing:
                 agent.search(peer, now)
         elif ping.held < agent.prober.sequence and now - pair.asked_at >= config.update_spacing:
             agent.prober.ping(peer, pair, now)
+
+    def _moved(self, peer: Peer, ping: Probe, pair: Pair) -> bool:
+        """Whether a ping says that the path in use may be none any longer.
+
+        While it is relayed a peer pings us from everywhere, to find something better, and by its
+        spares.
+        """
+        if not peer.proven or peer.selected is None or pair is peer.selected:
+            return False
+        if pair.relay is not None or (peer.selected.relayed and not ping.uses):
+            return False
+        return pair.proven_at < peer.demanded_at
 
     def _answer_spacing(self, pair: Pair) -> float:
         """Return how long to wait after a question before a ping may be the occasion for another.

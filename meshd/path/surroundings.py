@@ -2,7 +2,9 @@
 
 Rule 1: `witnesses` says what is believed of our addresses; only that gets into our record.
 
-Rule 2: whether a path goes through a binding of our NAT is told by its own pongs: the peer sees us
+Rule 2: when a path fails it may be our NAT that has begun anew, so a few who see us are asked.
+
+Rule 3: whether a path goes through a binding of our NAT is told by its own pongs: the peer sees us
         come from an address that is not on this host.  Until one has told, we go by whether
         anybody says so.
 """
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from meshd.path.peer import Peer
     from meshd.wg.types import Endpoint
 
+WITNESSES_ASKED = 4  # when a path has failed
+ASK_AGAIN_INTERVAL = 5.0  # between two such times
+
 
 class Surroundings:
     """See the module docstring."""
@@ -38,6 +43,7 @@ class Surroundings:
         self._nats = {4: NatWatch(), 6: NatWatch()}
         self._local: frozenset[IPAddress] = frozenset()
         self._port = 0
+        self._asked_again_at = -math.inf
         self._keepalives: dict[NodeId, int] = {}  # as last said
 
     def local_changed(self, local: tuple[IPAddress, ...], port: int, now: float) -> None:
@@ -72,7 +78,7 @@ class Surroundings:
             for peer in self._agent.peers.values():
                 self.review_keepalive(peer)
         self._take(pair.control, observed)
-        if self.own.report(by, observed):
+        if self.own.report(by, observed, pair.control.address):
             self._agent.emit(ReflexiveAddress(by, observed))
             self.review(now)
 
@@ -81,6 +87,20 @@ class Surroundings:
         if self._agent.fence.believes(observed):
             pair.seen_from = observed
             self._take(pair.control, observed)
+
+    def ask_again(self, now: float) -> None:
+        """Ask a few who see us whether they still see us come from there: a path has failed."""
+        if now - self._asked_again_at < ASK_AGAIN_INTERVAL:
+            return
+        self._asked_again_at = now
+        witnesses = [
+            peer
+            for peer in self._agent.peers.values()
+            if peer.direct and peer.path_class is not PathClass.LAN
+        ]
+        for peer in witnesses[:WITNESSES_ASKED]:
+            assert peer.selected is not None
+            self._agent.prober.ping(peer, peer.selected, now)
 
     def forget(self, by: NodeId, now: float) -> None:
         """Drop what a peer said that is none any longer."""
@@ -102,7 +122,7 @@ class Surroundings:
     # Keepalives
 
     def keepalive(self, peer: Peer) -> int:
-        """Return every how many seconds something is to be sent, 0 for never (rule 2)."""
+        """Return every how many seconds something is to be sent, 0 for never (rule 3)."""
         pair = peer.selected
         if pair is None or pair.path_class is PathClass.LAN:
             return 0

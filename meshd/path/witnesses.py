@@ -3,11 +3,12 @@
 A member reports the source of our ping in its pong.  One that lies could have our record name a
 third party's address, and the whole mesh would probe that.  So for our own candidates:
 
-Rule 1: an address that is not on this host is believed when two distinct members report it.
+Rule 1: an address that is not on this host is believed when two members report it, whom we reach at
+        two addresses: a NAT that maps by address shows the same to all who share one.
 
-Rule 2: a single report is believed when nobody else could have made one: all other peers with an
-        address of that family have either been asked in vain for a while, or say that they see us
-        without a NAT.  It stays believed until somebody reports another address.
+Rule 2: a report from one address alone is believed when nobody elsewhere could have made one: all
+        other peers with an address of that family have either been asked in vain for a while, or
+        say that they see us without a NAT.  It stays believed until somebody reports another one.
 
 Rule 3: we are behind a NAT as soon as anybody says so.  Believing a lie here costs a keepalive
         every 25 s; missing the truth would cost the tunnel.
@@ -17,14 +18,15 @@ Rule 4: when our addresses change, all reports are void, but what followed from 
         address.
 
 A NAT whose mapping depends on the destination gives each member another port, so nothing is
-believed by rule 1: rightly, since such an address is of no use to anybody else.
+believed by rule 1: rightly, since such an address is of no use to anybody else, but for opening a
+NAT that filters by address (`unsteady`).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,6 +40,13 @@ BELIEVED_MAX = 2  # of each address family
 CORROBORATION_MIN = 2
 
 
+class Report(NamedTuple):
+    """Where a member sees us come from, when we reach it at an address."""
+
+    endpoint: Endpoint
+    at: IPAddress
+
+
 class OwnAddresses:
     """The newest report of each member for each address family, and what follows from them."""
 
@@ -46,7 +55,7 @@ class OwnAddresses:
         self.behind_nat = False
         self.due_at: float | None = None  # when to `review` without having been told anything
         self._local: frozenset[IPAddress] = frozenset()
-        self._reports: dict[tuple[int, NodeId], Endpoint] = {}
+        self._reports: dict[tuple[int, NodeId], Report] = {}
         self._settles_at = -math.inf
 
     def local_changed(self, local: Iterable[IPAddress], *, settles_at: float) -> None:
@@ -57,14 +66,14 @@ class OwnAddresses:
         self._settles_at = settles_at if settling else -math.inf
         self.due_at = settles_at if settling else None
 
-    def report(self, by: NodeId, endpoint: Endpoint) -> bool:
-        """Take a report.  Return whether it is news."""
+    def report(self, by: NodeId, endpoint: Endpoint, at: IPAddress) -> bool:
+        """Take a report of a member that we reach at an address.  Return whether it is news."""
         key = (endpoint.address.version, by)
         before = self._reports.pop(key, None)
-        self._reports[key] = endpoint
+        report = self._reports[key] = Report(endpoint, at)
         if len(self._reports) > WITNESSES_MAX:
             del self._reports[next(iter(self._reports))]
-        return before != endpoint
+        return before != report
 
     def heard(self, by: NodeId, version: int) -> bool:
         """Whether a member has said anything of this address family."""
@@ -87,7 +96,7 @@ class OwnAddresses:
         for version in (4, 6):
             foreign = self._foreign(version)
             behind_nat = behind_nat or bool(foreign)
-            sole = len(foreign) == 1 and foreign[0] not in self.reflexive
+            sole = _is_sole(foreign) and foreign[0].endpoint not in self.reflexive
             heard_at = others_heard_at(version) if sole else now
             if heard_at > now:
                 deadlines.append(heard_at)
@@ -101,19 +110,41 @@ class OwnAddresses:
         self.reflexive, self.behind_nat = tuple(sorted(believed, key=_order)), behind_nat
         return before != (self.reflexive, self.behind_nat)
 
-    def _foreign(self, version: int) -> list[Endpoint]:
+    @property
+    def unsteady(self) -> Endpoint | None:
+        """The newest report of an address that is not on this host, if none is believed.
+
+        The address of two reports, that is: what changes from one to the next is only the port.
+        """
+        if self.reflexive:
+            return None
+        for version in (4, 6):
+            foreign = self._foreign(version)
+            addresses = Counter(report.endpoint.address for report in foreign)
+            for report in reversed(foreign):
+                if addresses[report.endpoint.address] >= CORROBORATION_MIN:
+                    return report.endpoint
+        return None
+
+    def _foreign(self, version: int) -> list[Report]:
         """Return the reports of addresses that are not on this host, oldest first."""
         return [
-            endpoint
-            for (reported_version, _), endpoint in self._reports.items()
-            if reported_version == version and endpoint.address not in self._local
+            report
+            for (reported_version, _), report in self._reports.items()
+            if reported_version == version and report.endpoint.address not in self._local
         ]
 
 
-def _believed(foreign: list[Endpoint]) -> list[Endpoint]:
-    if len(foreign) == 1:
-        return foreign
-    counts = Counter(reversed(foreign))  # of two addresses, the one reported later comes first
+def _is_sole(foreign: list[Report]) -> bool:
+    """Whether all that is reported is reported from one address, and one and the same."""
+    return len(set(foreign)) == 1
+
+
+def _believed(foreign: list[Report]) -> list[Endpoint]:
+    if _is_sole(foreign):
+        return [foreign[0].endpoint]
+    # Of two addresses, the one reported later comes first.
+    counts = Counter(report.endpoint for report in dict.fromkeys(reversed(foreign)))
     corroborated = [e for e, count in counts.items() if count >= CORROBORATION_MIN]
     return corroborated[:BELIEVED_MAX]
 

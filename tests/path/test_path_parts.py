@@ -132,6 +132,7 @@ def test_the_last_hosts_give_way_when_there_are_too_many():
 LOCAL = (ip_address("192.168.1.2"),)
 SEEN = endpoint("198.51.100.1", 40000)
 OTHER = endpoint("198.51.100.1", 40007)
+AT = {key: ip_address(f"203.0.113.{number}") for number, key in enumerate((A, B, C, D), 1)}
 
 
 def witnesses():
@@ -150,19 +151,31 @@ def always(version):
 
 def test_two_members_that_agree_are_believed():
     own_addresses = witnesses()
-    own_addresses.report(A.id, SEEN)
+    own_addresses.report(A.id, SEEN, AT[A])
     assert own_addresses.review(never, 1.0)
     assert own_addresses.reflexive == ()
-    own_addresses.report(B.id, SEEN)
+    own_addresses.report(B.id, SEEN, AT[B])
 
     assert own_addresses.review(never, 1.0)
     assert own_addresses.reflexive == (SEEN,)
 
 
+def test_two_members_behind_one_address_are_one_witness():
+    own_addresses = witnesses()
+    own_addresses.report(A.id, SEEN, AT[A])
+    own_addresses.report(B.id, SEEN, AT[A])
+    own_addresses.report(C.id, OTHER, AT[C])
+
+    own_addresses.review(always, 1.0)
+
+    assert own_addresses.reflexive == ()
+    assert own_addresses.unsteady == OTHER
+
+
 def test_one_member_that_says_it_twice_is_one_witness():
     own_addresses = witnesses()
-    assert own_addresses.report(A.id, SEEN)
-    assert not own_addresses.report(A.id, SEEN)
+    assert own_addresses.report(A.id, SEEN, AT[A])
+    assert not own_addresses.report(A.id, SEEN, AT[A])
 
     own_addresses.review(never, 1.0)
 
@@ -171,7 +184,7 @@ def test_one_member_that_says_it_twice_is_one_witness():
 
 def test_a_sole_witness_is_believed_once_all_others_have_had_their_chance():
     own_addresses = witnesses()
-    own_addresses.report(A.id, SEEN)
+    own_addresses.report(A.id, SEEN, AT[A])
 
     own_addresses.review(lambda version: 3.0, 1.0)
     assert own_addresses.reflexive == ()
@@ -184,7 +197,7 @@ def test_a_sole_witness_is_believed_once_all_others_have_had_their_chance():
 
 def test_a_sole_witness_stays_believed_when_more_members_come():
     own_addresses = witnesses()
-    own_addresses.report(A.id, SEEN)
+    own_addresses.report(A.id, SEEN, AT[A])
     own_addresses.review(always, 1.0)
 
     own_addresses.review(never, 2.0)
@@ -194,9 +207,9 @@ def test_a_sole_witness_stays_believed_when_more_members_come():
 
 def test_a_liar_does_not_outvote_two_honest_members():
     own_addresses = witnesses()
-    own_addresses.report(A.id, SEEN)
-    own_addresses.report(C.id, endpoint("203.0.113.66"))
-    own_addresses.report(B.id, SEEN)
+    own_addresses.report(A.id, SEEN, AT[A])
+    own_addresses.report(C.id, endpoint("203.0.113.66"), AT[C])
+    own_addresses.report(B.id, SEEN, AT[B])
 
     own_addresses.review(always, 1.0)
 
@@ -205,8 +218,8 @@ def test_a_liar_does_not_outvote_two_honest_members():
 
 def test_mappings_that_differ_by_witness_are_of_no_use_but_show_a_nat():
     own_addresses = witnesses()
-    own_addresses.report(A.id, SEEN)
-    own_addresses.report(B.id, OTHER)
+    own_addresses.report(A.id, SEEN, AT[A])
+    own_addresses.report(B.id, OTHER, AT[B])
 
     own_addresses.review(always, 1.0)
 
@@ -216,7 +229,7 @@ def test_mappings_that_differ_by_witness_are_of_no_use_but_show_a_nat():
 
 def test_our_own_address_seen_by_others_is_no_nat():
     own_addresses = witnesses()
-    own_addresses.report(A.id, Endpoint(LOCAL[0], 51820))
+    own_addresses.report(A.id, Endpoint(LOCAL[0], 51820), AT[A])
 
     assert not own_addresses.review(always, 1.0)
     assert own_addresses.reflexive == ()
@@ -225,16 +238,16 @@ def test_our_own_address_seen_by_others_is_no_nat():
 
 def test_a_changed_address_does_not_make_beliefs_flap():
     own_addresses = witnesses()
-    own_addresses.report(A.id, SEEN)
-    own_addresses.report(B.id, SEEN)
+    own_addresses.report(A.id, SEEN, AT[A])
+    own_addresses.report(B.id, SEEN, AT[B])
     own_addresses.review(always, 1.0)
 
     own_addresses.local_changed((*LOCAL, ip_address("172.17.0.1")), settles_at=12.0)
-    own_addresses.report(D.id, Endpoint(LOCAL[0], 51820))
+    own_addresses.report(D.id, Endpoint(LOCAL[0], 51820), AT[D])
     assert not own_addresses.review(always, 10.0)
     assert own_addresses.behind_nat
-    own_addresses.report(A.id, SEEN)
-    own_addresses.report(B.id, SEEN)
+    own_addresses.report(A.id, SEEN, AT[A])
+    own_addresses.report(B.id, SEEN, AT[B])
 
     assert not own_addresses.review(always, 12.0)
     assert own_addresses.reflexive == (SEEN,)
@@ -242,8 +255,8 @@ def test_a_changed_address_does_not_make_beliefs_flap():
 
 def test_what_nobody_confirms_any_more_is_dropped():
     own_addresses = witnesses()
-    own_addresses.report(A.id, SEEN)
-    own_addresses.report(B.id, SEEN)
+    own_addresses.report(A.id, SEEN, AT[A])
+    own_addresses.report(B.id, SEEN, AT[B])
     own_addresses.review(always, 1.0)
 
     own_addresses.local_changed([SEEN.address], settles_at=12.0)
@@ -256,8 +269,8 @@ def test_what_nobody_confirms_any_more_is_dropped():
 
 def test_a_member_that_is_gone_is_no_witness():
     own_addresses = witnesses()
-    own_addresses.report(A.id, SEEN)
-    own_addresses.report(B.id, SEEN)
+    own_addresses.report(A.id, SEEN, AT[A])
+    own_addresses.report(B.id, SEEN, AT[B])
     own_addresses.forget(A.id)
 
     own_addresses.review(never, 1.0)

@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from meshd.path.events import EndpointSelected
-from path.internet import INTERNET, Dependence, Internet
+from path.internet import INTERNET, Internet
+from path.nats import Dependence, meets
 from path.world import host
 
 NONE, ADDRESS, BOTH = Dependence
@@ -32,11 +33,10 @@ def homes_and_servers(seed, *, loss=0.0):
 
 
 def reachable(internet, a, b):
-    """What RFC 4787 lets two nodes do with host and reflexive candidates."""
-    if a.realm == b.realm or INTERNET in {a.realm, b.realm}:
+    """What RFC 4787 lets two nodes do with host and reflexive candidates, and calls."""
+    if a.realm == b.realm:
         return True
-    mappings = {internet.nats[node.realm].mapping for node in (a, b)}
-    return mappings == {NONE}
+    return meets(internet.nats.get(a.realm), internet.nats.get(b.realm))
 
 
 def all_reached(internet):
