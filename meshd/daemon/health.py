@@ -75,6 +75,8 @@ def bad_packets(daemon: Daemon) -> dict[str, int]:
     counts = Counter(daemon.engine.bad_packets)
     counts.update(daemon.engine.admission.dropped)
     counts["replayed"] += daemon.engine.path.statistics().replayed
+    if daemon.port_mapping is not None:
+        counts.update(daemon.port_mapping.bad_packets)
     for statistics in (daemon.host.underlay.statistics(), daemon.host.overlay.statistics()):
         counts["datagram too long"] += statistics.oversized
         counts["source that cannot be answered"] += statistics.unanswerable

@@ -31,6 +31,7 @@ from meshd.portmap import pcp
 from meshd.portmap.mapper import Ask, Call, Mapper, Search, State
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Awaitable, Iterable, Iterator
 
     from meshd.codec import IPNetwork
@@ -103,6 +104,11 @@ class PortMapping:
     def view(self) -> MapperView:
         """Return what is known of the mapping."""
         return self._mapper.view()
+
+    @property
+    def bad_packets(self) -> Counter[str]:
+        """What was dropped of what the router said, or somebody in its name, by reason."""
+        return self._mapper.bad_packets
 
     def findings(self) -> Iterator[HealthFinding]:
         """Say what keeps others from reaching this node by its router's port."""
