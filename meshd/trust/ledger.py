@@ -65,7 +65,7 @@ from meshd.trust.node_succession import (
     node_succession_fact,
     open_node_succession_untrusted,
 )
-from meshd.trust.places import Places, Rank, sponsors_of
+from meshd.trust.places import Places, Rank, seat_of, sponsors_of
 from meshd.trust.record import open_record_untrusted, record_fact
 from meshd.trust.revocation import (
     Judgement,
@@ -501,7 +501,7 @@ class Ledger:
     def _make_room(self, opened: _OpenedRecord) -> tuple[bool, tuple[NodeId, ...]]:
         """Give a record a place if it gets one.  Return whether, and who went for that."""
         node = opened.record.node
-        rank, sponsors = self._seat(opened)
+        rank, sponsors = seat_of(self._stand(opened))
         leaving = self._leaving_for(rank, sponsors)
         if leaving is None:
             self._places.drop(node)
@@ -523,16 +523,10 @@ class Ledger:
             leaving = self._places.room_for(rank, sponsors)
         return leaving
 
-    def _seat(self, opened: _OpenedRecord) -> tuple[Rank, tuple[bytes, ...]]:
-        standing = self._stand(opened)
-        rank = Rank(not standing.admitted, standing.admitted_at, opened.record.node)
-        return rank, sponsors_of(standing.chain)
-
     def _rank_anew(self) -> None:
         self._ranks_known = True
-        self._places.reset(
-            [self._seat(opened) for node, opened in self._records.items() if node in self._places]
-        )
+        members = self.members().items()
+        self._places.reset([seat_of(each) for node, each in members if node in self._places])
 
     def _keep(self, fact: Fact, opened: _Opened) -> None:
         self._facts[fact.kind][fact.key] = fact

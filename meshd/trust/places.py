@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from meshd.keys import NodeId
     from meshd.trust.credential import Credential
+    from meshd.trust.standing import Standing
 
 SHARES = 2  # of so many one is the most that one member's word brings in
 
@@ -113,6 +114,12 @@ class Places:
 
     def _lists(self, sponsors: Iterable[bytes]) -> list[list[Rank]]:
         return [self._all, *(self._by_sponsor.setdefault(sponsor, []) for sponsor in sponsors)]
+
+
+def seat_of(standing: Standing) -> tuple[Rank, tuple[bytes, ...]]:
+    """Return the rank of a record, and on whose share it counts."""
+    rank = Rank(not standing.admitted, standing.admitted_at, standing.record.node)
+    return rank, sponsors_of(standing.chain)
 
 
 def sponsors_of(chain: Sequence[Credential]) -> tuple[bytes, ...]:
