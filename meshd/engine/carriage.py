@@ -86,7 +86,7 @@ class Carriage:
         self, states: Mapping[int, CarrierState], clients: frozenset[Endpoint], now: float
     ) -> None:
         """Take what has become of what was `wanted`, by number, and where clients seem to be."""
-        before = self._resort.endpoints
+        before, asked = self._resort.endpoints, self._where_to_ask()
         were_up = self._resort.hosts_up
         self._resort.observed(states)
         self._clients = clients
@@ -99,8 +99,8 @@ class Carriage:
         if self._resort.endpoints != before:
             for node in sorted(self._resort.hosts_up):
                 self._engine.relays.carriage_changed(node, now)
-            if self._engine.entry.asks_alone:
-                self._engine.entry.seeds_resolved(self._where_to_ask(), now)
+        if self._where_to_ask() != asked:
+            self._engine.entry.seeds_resolved(self._where_to_ask(), now)
         self._look(now)
 
     def client_came(self, endpoint: Endpoint) -> None:

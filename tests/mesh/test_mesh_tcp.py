@@ -86,3 +86,34 @@ def test_a_member_without_udp_joins_by_a_seed_over_tcp(measured, listen, seed):
         assert tcp
         told = [mesh.secret.encode(), b"meshd"]
         assert not any(secret in packet.payload for packet in tcp for secret in told)
+
+
+def test_a_member_without_udp_reaches_all_by_the_relay_and_goes_back_to_udp_without_loss(measured):
+    """`b` has no UDP at first.  Its traffic to `c` goes over TCP to `a`, and direct in the end."""
+    with mesh_of(internet(3)) as mesh:
+        a, b, c = mesh.nodes
+        block_udp(mesh, "b")
+        relay(mesh, a)
+        start(mesh, c, "--seed", str(a.ipv4.ip))
+        start(mesh, b, "--seed", str(a.ipv4.ip))
+        mesh.wait_whole()
+        mesh.ping_all()
+        wait_path(b, "c", "relayed", "tcp")
+        assert "relayed via a (tcp)" in b.meshctl("status").stdout
+        assert member(c, "b")["transport"] == "udp"
+
+        flow = b.ping_flow(mesh.address(c))
+        open_udp(mesh, "b")
+        wait_path(b, "c", "direct", "udp", timeout=2 * PATIENCE)
+        wait_path(b, "a", "direct", "udp", timeout=2 * PATIENCE)
+        wait_until(lambda: codes(b) == [], "b is well", timeout=PATIENCE)
+        report = flow.stop()
+
+        measured("pings lost while it moved to UDP", len(report.lost))
+        assert not report.lost, report
+        wait_until(lambda: tcp_connections(b) == 0, "the connection is let go of", timeout=PATIENCE)
+
+
+def tcp_connections(node):
+    shown = node.run(["ss", "-Htn", "state", "established", "dport", "=", ":51820"])
+    return len(shown.stdout.splitlines())
