@@ -99,7 +99,7 @@ def switch(daemon: Daemon, event: events.SwitchNode) -> None:
 
 def findings(engine: Engine) -> Iterator[HealthFinding]:
     """Say that another machine goes on in this one's place."""
-    if engine.rekeying.succession is not None:
+    if engine.rekeying.successor is not None:
         yield HealthFinding("error", "succeeded", engine.rekeying.text)
 
 

@@ -143,7 +143,8 @@ def update(store: Store, identity: Identity) -> None:
 
 def _save(store: Store, identity: Identity) -> None:
     save_roots(store, identity)
-    store.save_meta(Meta.CHAIN, pack({1: identity.chain, 64: identity.origin}))
+    words = (identity.former_word,) if identity.former_word else ()
+    store.save_meta(Meta.CHAIN, pack({1: identity.chain, 64: identity.origin, 65: words}))
     store.save_meta(Meta.NAME, identity.name.encode())
     store.save_meta(Meta.IPV4_PREFIX, str(identity.ipv4_prefix).encode())
     store.save_meta(Meta.OPEN_MESH, b"1" if identity.open_mesh else b"0")
@@ -226,6 +227,7 @@ def _resume(config: Config, store: Store, mesh: MeshId, wall: float) -> Start:
         ipv4_prefix=config.ipv4_prefix if prefix is None else IPv4Network(prefix.decode()),
         chain=_chain(chain, 1, store),
         origin=_chain(chain, 64, store),
+        former_word=b"".join(_chain(chain, 65, store)),
         # State of an earlier version does not say; that the secret is given does.
         open_mesh=config.secret is not None if open_mesh is None else open_mesh == b"1",
     )

@@ -275,7 +275,7 @@ class Engine:
     def overlay_unreachable(self, address: IPv6Address, now: float, wall: float) -> None:
         """Take the word of a member's kernel, through its tunnel, that nobody gossips there."""
         node = self._nodes_by_ipv6.get(address)
-        if node is not None:
+        if node is not None and not self.rekeying.switches(node, now):
             self.gossip.unreachable(node, now)
             self._settle(now, wall)
 
@@ -677,6 +677,7 @@ class Engine:
         """Act on a fact that the ledger has taken in."""
         self._emit(events.FactChanged(fact))
         self.following.fact_changed(fact, now)
+        self.rekeying.fact_changed(fact, now)
         if fact.kind is FactKind.BOOTSTRAP_EPOCH:
             self.epochs.epoch_changed(now)
         elif fact.kind in ABOUT_ONE_NODE:

@@ -21,6 +21,7 @@ class Identity:
 
     `open_mesh`: whoever knows a secret can sign as this mesh, so nobody can be thrown out of it.
     `pinned`: the line of roots it follows, see `roots`.
+    `former_word`: of the node key before, where there was one: see `meshd.trust.node_succession`.
     `origin`: the chain it came in by, where a renewal has replaced that: see `meshd.trust.line`.
     """
 
@@ -36,6 +37,7 @@ class Identity:
     pinned: Roots | None = None
     older_bootstrap_key: BootstrapKey | None = None  # that before the present one
     origin: tuple[bytes, ...] = ()
+    former_word: bytes = b""
 
     @property
     def node(self) -> NodeId:

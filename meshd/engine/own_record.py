@@ -91,6 +91,7 @@ class OwnRecord:
             cloned=content.cloned,
             tcp=content.tcp,
             tls=content.tls,
+            former_word=identity.former_word,
         )
         blob = sign_record(record, identity.node_key, identity.mesh)
         self.record, self.blob = record, blob

@@ -25,7 +25,10 @@ Rule 3: a verdict counts only from the member that was asked, for the reference 
 Rule 4: a member that goes on under another id keeps its peer, its endpoint and its pre-shared keys
         here.  It is neither dead nor new: `member-rekeyed` tells.
 
-Rule 5: whoever still comes as `former` is a copy of that machine.  It is refused with the
+Rule 5: between the two runs the host of one that switches says that nobody listens there.  For a
+        while after the announcement that is not held against it; silence is, as always.
+
+Rule 6: whoever still comes as `former` is a copy of that machine.  It is refused with the
         succession itself, signed by its own key; a node that is shown one it does not prepare falls
         silent, for it has the WireGuard key of the one that goes on.
 """
@@ -47,6 +50,7 @@ from meshd.engine import events
 from meshd.engine.handover import Handover, mark, split
 from meshd.errors import BadPacket
 from meshd.gossip.claim import MemberState
+from meshd.keys import NodeId
 from meshd.trust.credential import verify_chain_untrusted
 from meshd.trust.fact import FACT_BYTES_MAX, FactKind
 from meshd.trust.granting import utc
@@ -55,6 +59,7 @@ from meshd.trust.node_succession import (
     NodeSuccession,
     kept_digest,
     open_node_succession_untrusted,
+    sign_former_word,
     sign_node_succession,
 )
 from meshd.trust.record import record_fact, sign_record
@@ -67,10 +72,13 @@ if TYPE_CHECKING:
     from random import Random
 
     from meshd.engine.engine import Engine
-    from meshd.keys import MeshKey, NodeId, NodeKey
+    from meshd.keys import MeshKey, NodeKey
+    from meshd.trust.fact import Fact
 
 SPREAD_TIME = 3.0  # by then a fact is everywhere (docs/gossip.md)
 ANSWER_TIMEOUT = 2.0
+SWITCH_TIME = 10.0  # of a daemon, to begin anew
+PATIENCE = 10.0  # while no member that could help is alive
 TRIES_MAX = 8  # of all members together: those least often asked first
 ANSWER_INTERVAL = 1.0  # of verdicts for one member: each costs a signature
 ANSWERED_MAX = 1024
@@ -85,6 +93,7 @@ class _Attempt:
     tries: dict[NodeId, int] = field(default_factory=dict)
     refused: set[NodeId] = field(default_factory=set)
     chain: tuple[bytes, ...] = ()  # once we have it
+    patient_until: float = 0.0
     due_at: float = math.inf  # when the answer is late, or all have heard
     trouble: str = ""
 
@@ -98,7 +107,8 @@ class Rekeying:
         self._attempt: _Attempt | None = None
         self._answered: dict[NodeId, float] = {}  # to whom a verdict went, and when
         self.trouble = ""  # why the last attempt has failed
-        self.succession: NodeSuccession | None = None  # by which another machine goes on as us
+        self._switching: dict[NodeId, float] = {}  # who has announced it lately, and until when
+        self.successor: NodeId | None = None  # another machine goes on as us, under this id
 
     # Our own
 
@@ -133,7 +143,7 @@ class Rekeying:
         if self._attempt is not None:
             return
         self.trouble = ""
-        self._attempt = _Attempt(key, self._sign(key, wall))
+        self._attempt = _Attempt(key, self._sign(key, wall), patient_until=now + PATIENCE)
         if mesh_key is not None and mesh_key.id == self._engine.ledger.roots.newest:
             self._settle_for(
                 succeed_by_root(
@@ -165,8 +175,8 @@ class Rekeying:
         if attempt.chain:
             self._switch(attempt, now, wall)
             return
-        assert attempt.issuer is not None
-        attempt.trouble = f"{self._engine.name_of(attempt.issuer)} does not answer"
+        if attempt.issuer is not None:
+            attempt.trouble = f"{self._engine.name_of(attempt.issuer)} does not answer"
         self._ask(now, wall)
 
     def get_timer(self) -> Timer | None:
@@ -227,6 +237,9 @@ class Rekeying:
         engine, attempt = self._engine, self._attempt
         assert attempt is not None
         attempt.issuer = self._choose(attempt, wall)
+        if attempt.issuer is None and not attempt.tries and now < attempt.patient_until:
+            attempt.due_at = now + ANSWER_TIMEOUT  # somebody may just be on its way back
+            return
         if attempt.issuer is None:
             self.failed(
                 f"{attempt.trouble or 'no member that may grant what this node has is alive'}; "
@@ -276,13 +289,21 @@ class Rekeying:
             )
             self._announce(attempt, now, wall)
             return
-        record = replace(record, node=attempt.key.id, chain=attempt.chain)
+        word = sign_former_word(
+            identity.node_key, attempt.key.id, identity.mesh, attempt.succession.dated
+        )
+        record = replace(record, node=attempt.key.id, chain=attempt.chain, former_word=word)
         blob = sign_record(record, attempt.key, identity.mesh)
         attempt.due_at = math.inf
         engine.emit(
             events.SwitchNode(
                 identity=replace(
-                    identity, node_key=attempt.key, chain=attempt.chain, origin=(), token=None
+                    identity,
+                    node_key=attempt.key,
+                    chain=attempt.chain,
+                    origin=(),
+                    former_word=word,
+                    token=None,
                 ),
                 record=record_fact(record, blob),
             )
@@ -366,6 +387,21 @@ class Rekeying:
 
     # Others that go on under another id
 
+    def fact_changed(self, fact: Fact, now: float) -> None:
+        """Take note that a member has announced that it is about to."""
+        if fact.kind is not FactKind.NODE_SUCCESSION:
+            return
+        former = self._engine.ledger.lineage.announced(NodeId(fact.key))
+        for node, until in list(self._switching.items()):
+            if now >= until:
+                del self._switching[node]
+        if former is not None and self._engine.ledger.admitted(former):
+            self._switching[former] = now + SPREAD_TIME + SWITCH_TIME
+
+    def switches(self, node: NodeId, now: float) -> bool:
+        """Whether nobody may listen at a member for a moment, because it begins anew."""
+        return now < self._switching.get(node, -math.inf)
+
     def follows(self, node: NodeId) -> bool:
         """Whether a member is one that we knew under another id."""
         return self._engine.ledger.lineage.predecessor(node) is not None
@@ -409,9 +445,8 @@ class Rekeying:
         """What a node is told whose credential lets nobody in here."""
         return Refusal(
             RefusalCode.UNFOUNDED,
-            "your credential was signed by a node key that has been replaced, which does not vouch "
-            "for it, or it says that you had another node key, of which nothing is known here yet; "
-            "if that stays so, rejoin with a token: meshd --token-file FILE",
+            "your credential was signed by a node key that has been replaced, and that does not "
+            "vouch for it; rejoin with a token: meshd --token-file FILE",
         )
 
     def blob_against(self, node: NodeId) -> bytes:
@@ -430,34 +465,32 @@ class Rekeying:
             engine.bad_packets[exc.reason] += 1
             return
         if succession.former == identity.node:
-            self._stand_back(succession)
+            self._stand_back(succession.node)
         else:
             engine.bad_packets["told of a succession that is not ours"] += 1
 
     @property
     def text(self) -> str:
         """Why this machine is out, and what to do.  Only if it is."""
-        assert self.succession is not None
-        return self._text(self._engine.identity.node, self.succession.node)
+        assert self.successor is not None
+        return self._text(self._engine.identity.node, self.successor)
 
     def _judge_ourselves(self) -> None:
-        succession = self._engine.ledger.lineage.succession_of(self._engine.identity.node)
-        assert succession is not None
-        self._stand_back(succession)
+        successor = self._engine.ledger.lineage.in_place_of(self._engine.identity.node)
+        assert successor is not None
+        self._stand_back(successor)
 
-    def _stand_back(self, succession: NodeSuccession) -> None:
+    def _stand_back(self, successor: NodeId) -> None:
         prepared = None if self._attempt is None else self._attempt.key.id
-        if self.succession is not None or succession.node == prepared:
+        if self.successor is not None or successor == prepared:
             return
-        self.succession = succession
+        self.successor = successor
         self._engine.clones.fall_silent()
-        self._engine.emit(
-            events.Notice("succeeded", self.text, details={"node": str(succession.node)})
-        )
+        self._engine.emit(events.Notice("succeeded", self.text, details={"node": str(successor)}))
 
     def _text(self, node: NodeId, present: NodeId) -> str:
         engine = self._engine
-        succession = engine.ledger.lineage.succession_of(node) or self.succession
+        succession = engine.ledger.lineage.succession_of(node)
         since = "" if succession is None else f" since {utc(succession.dated)}"
         return (
             f"node {node.short} goes on as {engine.name_of(present)} ({present.short}){since}, "

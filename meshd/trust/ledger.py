@@ -57,13 +57,14 @@ from meshd.trust.invite_use import (
     resolve_uses,
     use_fact,
 )
-from meshd.trust.lineage import Lineage
+from meshd.trust.lineage import Claim, Lineage
 from meshd.trust.names import Named, Names
 from meshd.trust.node_succession import (
     NodeSuccession,
     kept_digest,
     node_succession_fact,
     open_node_succession_untrusted,
+    word_date,
 )
 from meshd.trust.places import Places, Rank, seat_of, sponsors_of
 from meshd.trust.record import open_record_untrusted, record_fact
@@ -540,7 +541,7 @@ class Ledger:
                 if invite is not None:
                     self._invited.setdefault(invite, {})[record.node] = None
                     self._invites.pop(invite, None)
-                if self.lineage.claim(record.node, opened.credentials[-1].succeeds):
+                if self.lineage.claim(record.node, _claim(opened)):
                     self._judge_anew()
             case OpenedRevocation():
                 self._revocations[fact.key] = opened
@@ -625,8 +626,7 @@ class Ledger:
             losing_invite=self._loses_invite(node, credential),
             ended=not counting,
             succeeded_by=lineage.in_place_of(node),
-            unfounded=not lineage.proven(node)
-            or (
+            unfounded=(
                 chain is opened.credentials
                 and not lineage.chain_counts(opened.record.chain, opened.credentials)
             ),
@@ -708,6 +708,11 @@ class _Members(Mapping[NodeId, Standing]):
 
     def __len__(self) -> int:
         return len(self._order)
+
+
+def _claim(opened: _OpenedRecord) -> Claim | None:
+    former = opened.credentials[-1].succeeds
+    return None if former is None else Claim(former, word_date(opened.record.former_word))
 
 
 def _outcome(fact: Fact, held: Fact | None) -> Outcome:

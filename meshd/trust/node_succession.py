@@ -1,5 +1,11 @@
 """Successions of nodes: a machine goes on under another node key, and so under another id.
 
+The former key's word, in every record of the new id:
+
+    date, 8 bytes ‖ former key's signature over {1 former, 2 node, 3 date}
+
+The succession, told once and ahead of these:
+
     former key's signature ‖ { 1 what is said, 2 the new key's signature over that }
 
     what is said:
@@ -9,12 +15,13 @@
 Rule 1: both keys sign.  Neither can somebody who has found a former key go on as another's new id,
         nor a new id claim a member that knows nothing of it.
 
-Rule 2: by itself a succession changes nothing.  It counts together with a record of the new id
-        whose credential says what it succeeds: see `lineage`.
+Rule 2: who is the member follows from the records: see `lineage`.  They prove it by themselves,
+        because whoever has been away, or is new, may hear of nobody but the new id at first.
 
-Rule 3: `kept` lists what the former key has signed as a member with `admit`, and is to go on
-        counting: credentials, revocations, withdrawals of invites.  From then on nothing else does
-        that this key signs, whatever date it bears.
+Rule 3: a succession changes nothing but what the former key's signatures are worth.  `kept` lists
+        what that key has signed as one with `admit`, and is to go on counting: credentials,
+        revocations, withdrawals of invites.  From the record on nothing else does that bears its
+        signature, whatever date it bears.
 
 There may be several from one former id, for its machine may have been copied; there is one for each
 new id, and of two the later dated is kept, for only who has both keys can sign another.
@@ -29,7 +36,7 @@ from meshd.codec import Fields, pack
 from meshd.errors import BadPacket
 from meshd.keys import KEY_BYTES, SIGNATURE_BYTES, NodeId, fingerprint
 from meshd.trust.fact import FACT_BYTES_MAX, Fact, FactKind
-from meshd.trust.grammar import wall_untrusted
+from meshd.trust.grammar import WALL_MAX, wall_untrusted
 from meshd.trust.signed import Statement, sign, signature, verify_signature_untrusted
 
 if TYPE_CHECKING:
@@ -39,6 +46,8 @@ if TYPE_CHECKING:
 
 KEPT_BYTES = 8  # to find another statement with one of the digests takes 2^57 signatures
 KEPT_MAX = 96  # what fits into a fact
+DATE_BYTES = 8
+WORD_BYTES = DATE_BYTES + SIGNATURE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,31 @@ class NodeSuccession:
     dated: int
     kept: tuple[bytes, ...] = field(default=(), repr=False)  # of `kept_digest`, ascending
     blob: bytes = field(default=b"", repr=False, compare=False)
+
+
+def sign_former_word(former: NodeKey, node: NodeId, mesh: MeshId, dated: int) -> bytes:
+    """Return the word of a former key that a new id succeeds it."""
+    said = _word(former.id, node, dated)
+    return dated.to_bytes(DATE_BYTES, "big") + signature(
+        Statement.NODE_SUCCESSION, mesh, former, said
+    )
+
+
+def former_word_untrusted(word: bytes, former: NodeId, node: NodeId, mesh: MeshId) -> int:
+    """Return the date of a former key's word, or raise BadPacket."""
+    if len(word) != WORD_BYTES:
+        raise BadPacket("word of a former node key of the wrong length")
+    dated = word_date(word)
+    if dated > WALL_MAX or former == node:
+        raise BadPacket("word of a former node key makes no sense")
+    said = _word(former, node, dated)
+    verify_signature_untrusted(Statement.NODE_SUCCESSION, mesh, former, said, word[DATE_BYTES:])
+    return dated
+
+
+def word_date(word: bytes) -> int:
+    """Return the date of a word that has been verified."""
+    return int.from_bytes(word[:DATE_BYTES], "big")
 
 
 def kept_digest(blob: bytes) -> bytes:
@@ -101,6 +135,10 @@ def open_node_succession_untrusted(blob: bytes, mesh: MeshId) -> NodeSuccession:
     )
     verify_signature_untrusted(Statement.NODE_SUCCESSION, mesh, succession.node, packed, by_node)
     return succession
+
+
+def _word(former: NodeId, node: NodeId, dated: int) -> bytes:
+    return pack({1: bytes(former), 2: bytes(node), 3: dated})
 
 
 def node_succession_fact(succession: NodeSuccession) -> Fact:

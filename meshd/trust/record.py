@@ -21,6 +21,7 @@ Body:
     4 next_wireguard_key   32 bytes        9 version  str, of its meshd
     5 candidates           array          10 chain    array of credential blobs
       each an array: kind, address, port, control_port (absent = the same port)
+   11 former_word          72 bytes, of the node key before, absent = none: `node_succession`
 
    64 set aside for the services of a node
    72 run                 uint, of its daemon that has signed this, absent = 0
@@ -47,6 +48,7 @@ from meshd.trust.credential import (
 )
 from meshd.trust.fact import FACT_BYTES_MAX, Fact, FactKind
 from meshd.trust.grammar import ipv4_untrusted
+from meshd.trust.node_succession import WORD_BYTES, former_word_untrusted
 from meshd.trust.signed import Statement, sign, split_untrusted, verify_signature_untrusted
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ class Record:
     cloned: bool = False
     tcp: int = 0
     tls: int = 0
+    former_word: bytes = b""  # there if the credential succeeds somebody: see `node_succession`
 
 
 def sign_record(record: Record, key: NodeKey, mesh: MeshId) -> bytes:
@@ -132,6 +135,8 @@ def open_record_untrusted(
     record = _decode_untrusted(body)
     verify_signature_untrusted(Statement.RECORD, mesh, record.node, body, signature)
     chain = verify_chain_untrusted(record.chain, mesh, record.node, cache)
+    if chain[-1].succeeds is not None:
+        former_word_untrusted(record.former_word, chain[-1].succeeds, record.node, mesh)
     _check_rights_untrusted(record, chain[-1])
     return record, chain
 
@@ -169,6 +174,8 @@ def _encode(record: Record) -> bytes:
     if record.version:
         body[9] = record.version
     body[10] = record.chain
+    if record.former_word:
+        body[11] = record.former_word
     if record.run:
         body[72] = record.run
     if record.rival:
@@ -200,6 +207,7 @@ def _decode_untrusted(body: bytes) -> Record:
         run=fields.uint(72, default=0),
         rival=fields.uint(73, default=0),
         cloned=fields.flag(74),
+        former_word=fields.blob(11, size=WORD_BYTES) if fields.has(11) else b"",
         tcp=fields.uint(80, maximum=PORT_MAX, default=0),
         tls=fields.uint(81, maximum=PORT_MAX, default=0),
     )

@@ -35,7 +35,7 @@ class RefusalCode(enum.IntEnum):
     NO_GAIN = 17  # this member could not make the credential last any longer
     SEALED = 18  # the mesh has followed another root, and has no grant for this node
     SUCCEEDED = 19  # the node goes on under another id
-    UNFOUNDED = 20  # what lets the node in counts no more, or is not known here yet
+    UNFOUNDED = 20  # what lets the node in counts no more: a succeeded id has signed it
 
 
 # Another member, or the same one a little later, may well say yes.
@@ -49,7 +49,6 @@ _PASSING = frozenset(
         RefusalCode.FULL,
         RefusalCode.ANSWER_TOO_LONG,
         RefusalCode.NO_GAIN,
-        RefusalCode.UNFOUNDED,
     }
 )
 

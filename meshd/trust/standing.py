@@ -40,9 +40,7 @@ class Standing:
     losing_invite: bool  # somebody else was first to use its invite
     ended: bool = False  # its root is trusted no more, and there is no grant for it
     succeeded_by: NodeId | None = None  # who is the member in its place: see `lineage`
-    # What lets it in does not count: a succeeded id has signed it, and it is not listed; or it says
-    # that it succeeds somebody, and nothing is known of that here.
-    unfounded: bool = False
+    unfounded: bool = False  # a succeeded id has signed what lets it in, and does not list it
 
     @property
     def revoked(self) -> bool:

@@ -3,6 +3,7 @@
     Machine ── Engine         the real one, driven as `meshd.daemon` drives it
             ── WireGuard      `engine_wireguard`; brought to the plan by the real `diff_device`
             ── Disk           what the daemon would have written by then
+            ── Forwarder      `engine_forwarder`: what it relays for others
     Underlay                  `engine_underlay`
 
 Inside the tunnels there are gossip datagrams, connections of four packets without retransmission
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, ip_address
 from random import Random
 
+from engine.engine_forwarder import Forwarder
 from engine.engine_underlay import INTERNET, PORT, Underlay
 from engine.engine_wireguard import Packet, WireGuard
 from meshd.engine import events
@@ -61,9 +63,15 @@ class Disk:
     keys: object = None  # WireGuardKeys, once some were saved
     refuses: bool = False  # keys
     keyrings: dict = field(default_factory=dict)  # node to pre-shared keys
+    allocations: dict = field(default_factory=dict)  # what it relays, by pair
 
     def copy(self):
-        return replace(self, facts=dict(self.facts), keyrings=dict(self.keyrings))
+        return replace(
+            self,
+            facts=dict(self.facts),
+            keyrings=dict(self.keyrings),
+            allocations=dict(self.allocations),
+        )
 
 
 class Machine:
@@ -97,6 +105,7 @@ class Machine:
         self.link = frozenset()  # addresses of the interface
         self.retired = frozenset()  # those that are the source of nothing new
         self.wireguard = self._new_wireguard()
+        self.forwarder = Forwarder(self)
         self.applied = {}  # endpoints, by key
 
     # What operators and accidents do
@@ -121,6 +130,7 @@ class Machine:
                 incarnation=self.disk.incarnation,
                 keys=self.disk.keys,
                 keyrings=dict(self.disk.keyrings),
+                allocations=tuple(self.disk.allocations.values()),
             ),
             rng=Random(f"engine {self.number} {self.starts} {self.world.seed}"),
             now=self.now,
@@ -153,6 +163,7 @@ class Machine:
         if self.engine is not None:
             self.kill()
         self.lose_interface()
+        self.forwarder.close()
 
     def leave(self):
         """`meshctl leave`: announce it; daemon and interface go when that is done."""
@@ -267,9 +278,11 @@ class Machine:
 
     # The daemon
 
-    def receive(self, payload, source, local):
+    def receive(self, payload, source, local, port=PORT):
         """Take a datagram from the underlay."""
-        if not isinstance(payload, bytes):
+        if port != PORT:
+            self.forwarder.receive(payload, source, port, local)
+        elif not isinstance(payload, bytes):
             self.wireguard.receive(payload, source)
         elif self.engine is not None:
             self.engine.underlay_datagram(payload, source, local, self.now, self.wall)
@@ -293,6 +306,8 @@ class Machine:
             self._connect(stream)
         for datagram, target, source in engine.underlay_datagrams():
             self._send_underlay(datagram, target, source)
+        for outgoing in engine.relay_datagrams():
+            self.forwarder.send(outgoing)
         for payload, address in engine.overlay_datagrams():
             self.wireguard.send(Packet(engine.identity.ipv6, address, GOSSIP_PORT, payload))
         if engine.plan_revision != self._revision:
@@ -323,6 +338,14 @@ class Machine:
                 self.disk.keyrings[node] = ring
                 if not ring.held:
                     del self.disk.keyrings[node]
+            case events.AllocationChanged(pair, allocation):
+                self.disk.allocations[pair] = allocation
+                if allocation is None:
+                    del self.disk.allocations[pair]
+            case events.RelayPortsChanged(ports):
+                self.forwarder.ports = ports
+            case events.RelayMapsChanged(maps):
+                self.forwarder.set_maps(maps)
             case events.KemWanted() if self.kem is not None:
                 self.engine.take_kem(self.kem, self.now, self.wall)
             case events.HurryDevice():
@@ -389,6 +412,7 @@ class Machine:
 
     def _resync(self, run):
         if self.engine is not None and run == self.starts:
+            self.forwarder.tell(self.engine, self.now)
             self._reconcile_and_drain()
             self.world.at(RESYNC_INTERVAL, lambda: self._resync(run))
 
@@ -597,11 +621,11 @@ class World:
         arrival = self.underlay.forward(sender, payload, source, target, self.now)
         if arrival is None:
             return
-        receiver, origin, local, delay = arrival
+        receiver, origin, local, port, delay = arrival
 
         def arrive():
             if receiver.plugged and local in receiver.addresses:
-                receiver.receive(payload, origin, local)
+                receiver.receive(payload, origin, local, port)
 
         self.at(delay, arrive)
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from engine.engine_world import World, all_ping, whole
+from engine.test_engine_preshared import mesh_with_keys, share_keys
 from meshd.codec import pack
 from meshd.engine.handover import Handover, mark
-from meshd.engine.rekeying import ANSWER_TIMEOUT, SPREAD_TIME
+from meshd.engine.rekeying import ANSWER_TIMEOUT, PATIENCE, SPREAD_TIME
 from meshd.gossip.claim import MemberState
 from meshd.keys import NodeKey
 from meshd.trust.fact import FactKind
 from meshd.trust.node_succession import KEPT_MAX, sign_node_succession
-from preshared.preshared_kem import FakeKem
 
 
 def founded(seed, *names, **grants):
@@ -93,6 +93,29 @@ def test_nothing_changes_before_the_new_record_is_there():
         assert machine.state_of(x) is MemberState.ALIVE
 
 
+def test_that_nobody_listens_for_a_moment_is_not_held_against_one_that_switches():
+    """Its daemon takes a moment to begin anew, and its host says so to whoever asks."""
+    world, founder, x, y = founded(24, "x", "y")
+    begin(x)
+    world.run_for(SPREAD_TIME - 0.1)
+
+    x.kill()
+    for machine in (founder, y):
+        machine.engine.overlay_unreachable(
+            machine.engine.ipv6_of(x.node), machine.now, machine.wall
+        )
+        machine.drain()
+
+    assert whole_but(x, founder, y)
+    assert not founder.of("member-suspect")
+    world.run_until(lambda: y.state_of(x) is MemberState.DEAD, within=60.0)  # it is silent, though
+
+
+def whole_but(one, *others):
+    """Whether the others still show one alive."""
+    return all(machine.state_of(one) is MemberState.ALIVE for machine in others)
+
+
 def test_two_others_and_the_one_that_rotates_exchange_packets_all_the_while():
     world, founder, x, y = founded(3, "x", "y")
     world.run_until(lambda: all_ping(founder, x, y), within=5.0)
@@ -137,7 +160,11 @@ def test_the_founder_goes_on_by_the_mesh_key_where_that_is():
 
 def test_it_may_be_done_again_and_again():
     world, founder, x, y = founded(6, "x", "y")
-    ids = [rekey(world, machine) for _ in range(3) for machine in (x, founder)]
+    ids = [
+        rekey(world, machine, mesh_key=world.mesh_key if machine is founder else None)
+        for _ in range(3)
+        for machine in (x, founder)
+    ]
 
     world.run_until(lambda: whole(founder, x, y), within=3.0)
 
@@ -160,14 +187,8 @@ def test_a_member_that_was_away_follows_when_it_is_back():
 
 
 def test_pre_shared_keys_go_with_the_member():
-    world = World(seed=8)
-    founder, x = world.machine("founder"), world.machine("x")
-    for machine in (founder, x):
-        machine.kem = FakeKem(machine.name)
-    founder.start()
-    x.start(token=founder.invite())
-    world.run_until(lambda: whole(founder, x), within=5.0)
-    world.run_until(lambda: founder.of("psk-agreed") and x.of("psk-agreed"), within=60.0)
+    world, (founder, x) = mesh_with_keys(2, seed=8)
+    world.run_until(lambda: share_keys(founder, x), within=60.0)
     used = founder.wireguard.observe().peers[x.public_key].preshared_key
     former = rekey(world, x)
     world.run_until(lambda: whole(founder, x), within=3.0)
@@ -177,6 +198,41 @@ def test_pre_shared_keys_go_with_the_member():
     assert former not in founder.disk.keyrings
     assert x.node in founder.disk.keyrings
     assert not founder.of("psk-lost")
+
+
+def test_a_mesh_of_two_meets_again_though_one_was_away():
+    """It hears of nobody but the new id, which nobody else can vouch for."""
+    world, founder, x = founded(22, "x")
+    founder.kill()
+    key = NodeKey(b"k" * 32)
+    founder.start()
+    world.run_until(lambda: whole(founder, x), within=5.0)
+    begin(x, key=key)
+    world.run_for(0.5)
+    founder.power_off()
+    world.run_until(lambda: x.node == key.id, within=SPREAD_TIME + 1.0)
+    world.run_for(60.0)
+    founder.disk.facts = {
+        place: fact
+        for place, fact in founder.disk.facts.items()
+        if place[0] is not FactKind.NODE_SUCCESSION
+    }
+
+    founder.start()
+
+    world.run_until(lambda: whole(founder, x), within=20.0)
+    assert all_ping(founder, x)
+
+
+def test_a_newcomer_gets_in_by_one_that_has_a_new_key():
+    world, founder, x = founded(23, "x", admit=True)
+    rekey(world, x)
+    world.run_until(lambda: whole(founder, x), within=3.0)
+    late = world.machine("late")
+
+    late.start(token=x.invite(key="late"))
+
+    world.run_until(lambda: whole(founder, x, late), within=5.0)
 
 
 # What may go wrong
@@ -234,7 +290,7 @@ def test_without_anybody_who_may_grant_it_stays_who_it_is_and_says_why():
     former = x.node
 
     begin(x)
-    world.run_for(5.0)
+    world.run_for(PATIENCE + 5.0)
 
     assert x.node == former
     assert "no member that may grant" in x.engine.rekeying.trouble
@@ -362,3 +418,17 @@ def test_a_verdict_that_nobody_asked_for_or_of_another_member_counts_for_nothing
 
     assert plain.engine.identity == before
     assert plain.engine.bad_packets["credential for a new node key that was not asked for"] == 1
+
+
+def test_whom_it_has_let_in_a_moment_ago_is_not_left_behind():
+    """Its record is not here yet when the succession is signed."""
+    world, founder, x = founded(21, "x", admit=True)
+    late = world.machine("late")
+    begin(founder, mesh_key=world.mesh_key)
+    world.run_for(SPREAD_TIME - 0.01)
+
+    late.start(token=founder.invite(key="late"))
+
+    world.run_until(lambda: founder.engine.rekeying.phase is None, within=3 * SPREAD_TIME)
+    world.run_until(lambda: whole(founder, x, late), within=5.0)
+    assert late.engine.own_chain[-1].issuer != founder.node

@@ -88,6 +88,7 @@ def _engine_overlay():
     bodies = [
         {1: bytes(8), 2: bytes(32), 3: bytes(700)},
         {1: bytes(8), 2: (bytes(200),)},
+        {1: bytes(8), 2: bytes(300)},
         {1: bytes(8), 3: 1, 4: "no"},
         {1: 1, 2: bytes(32), 3: bytes(1184)},
         {1: bytes(32)},

@@ -31,6 +31,22 @@ statement(
     **_BY_A,
 )
 statement(
+    "record-of-a-successor",
+    lambda blob: open_record_untrusted(blob, trust.MESH, _CACHE),
+    lambda: [
+        trust.successor_blob(
+            trust.B,
+            trust.chain_to(
+                trust.B, by=trust.A, through=_CHAIN, name="a", admit=True, succeeds=trust.A.id
+            ),
+            trust.A,
+        )
+    ],
+    kind=Statement.RECORD,
+    key=trust.B,
+    mesh=trust.MESH,
+)
+statement(
     "credential",
     # Without a cache: one that is right is to be looked at as closely as one that is not.
     lambda blob: verify_chain_untrusted((blob,), trust.MESH, trust.A.id, trust.cache()),

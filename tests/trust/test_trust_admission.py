@@ -360,5 +360,7 @@ def test_refusal_codes_are_pinned():
         "TOO_LATE",
         "NO_GAIN",
         "SEALED",
+        "SUCCEEDED",
+        "UNFOUNDED",
     ]
-    assert [int(code) for code in RefusalCode] == list(range(19))
+    assert [int(code) for code in RefusalCode] == list(range(21))

@@ -13,6 +13,7 @@ from meshd.trust.fact import FactKind
 from meshd.trust.invite import format_token, open_invite_untrusted, parse_token_untrusted
 from meshd.trust.invite_use import open_invite_use_untrusted
 from meshd.trust.ledger import Ledger
+from meshd.trust.node_succession import open_node_succession_untrusted
 from meshd.trust.record import open_record_untrusted
 from meshd.trust.revocation import open_revocation_untrusted
 from meshd.trust.signed import Statement, sign
@@ -32,6 +33,7 @@ from trust.world import (
     founding_chain,
     grant_blob,
     invite_blob,
+    node_succession,
     record_blob,
     revocation_blob,
     roots_after,
@@ -71,6 +73,11 @@ DECODERS = {
         MESH_KEY,
         lambda blob: open_succession_untrusted(blob, MESH),
     ),
+    "node succession": (
+        Statement.NODE_SUCCESSION,
+        A,
+        lambda blob: open_node_succession_untrusted(blob, MESH),
+    ),
     "bootstrap epoch": (
         Statement.BOOTSTRAP_EPOCH,
         MESH_KEY,
@@ -90,6 +97,7 @@ GENUINE = {
     "invite": invite_blob(A, tags=("db",)),
     "invite use": use_blob(B, by=A, chain=CHAIN),
     "succession": succession_blob(),
+    "node succession": node_succession(A, B, kept=[bytes(8)]).blob,
     "bootstrap epoch": epoch_blob(BOOTSTRAP_KEY, by=MESH_KEY),
     "member's bootstrap epoch": epoch_blob(BOOTSTRAP_KEY, by=A, chain=CHAIN),
 }
@@ -179,6 +187,7 @@ def test_every_kind_of_fact_has_its_decoder(kind):
         FactKind.SUCCESSION: succession_blob(ROOT_KEY, OTHER_MESH_KEY, number=2),
         FactKind.GRANT: grant_blob(A, CHAIN),
         FactKind.BOOTSTRAP_EPOCH: GENUINE["bootstrap epoch"],
+        FactKind.NODE_SUCCESSION: GENUINE["node succession"],
     }
 
     assert (

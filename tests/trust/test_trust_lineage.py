@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshd.codec import pack
 from meshd.errors import BadPacket
 from meshd.keys import InviteKey, NodeKey
 from meshd.trust.credential import CredentialCache, verify_chain_untrusted
@@ -15,9 +16,11 @@ from meshd.trust.ledger import Ledger, Outcome
 from meshd.trust.lineage import RIVALS_MAX
 from meshd.trust.node_succession import (
     KEPT_MAX,
+    WORD_BYTES,
     kept_digest,
     node_succession_fact,
     open_node_succession_untrusted,
+    sign_former_word,
     sign_node_succession,
 )
 from meshd.trust.refusal import Refusal, RefusalCode
@@ -45,6 +48,7 @@ from trust.world import (
     record_blob,
     revocation,
     revocation_blob,
+    successor_blob,
     use,
     use_blob,
 )
@@ -58,10 +62,11 @@ CHAIN_C = chain_to(
 CHAIN_D = chain_to(
     D, by=A, through=CHAIN_A, name="b", tags=("db",), expires_at=WALL + YEAR, succeeds=C.id
 )
-RECORD_A, RECORD_B, RECORD_C, RECORD_D = (
-    record(record_blob(key, chain))
-    for key, chain in ((A, CHAIN_A), (B, CHAIN_B), (C, CHAIN_C), (D, CHAIN_D))
+RECORD_A, RECORD_B = (
+    record(record_blob(key, chain)) for key, chain in ((A, CHAIN_A), (B, CHAIN_B))
 )
+RECORD_C = record(successor_blob(C, CHAIN_C, B))
+RECORD_D = record(successor_blob(D, CHAIN_D, C))
 B_TO_C, C_TO_D = followed(B, C), followed(C, D)
 
 
@@ -90,6 +95,24 @@ def test_a_succession_says_what_was_signed():
         FactKind.NODE_SUCCESSION,
         bytes(B.id),
         WALL + 5,
+    )
+
+
+def test_the_bytes_are_pinned():
+    assert node_succession(A, B, kept=[b"k" * 8]).blob[64:].hex() == (
+        "82"
+        "01c45884"
+        "01c420af06a3e3291714e4f356c19c9b15cd1951ec6e6662aa77be07547f289383341d"
+        "02c4202df04125f0015afb47ce853aef8772094ff9498c14cb1b9e12973c2927da0fa6"
+        "03ce6553f100"
+        "04c4086b6b6b6b6b6b6b6b"
+        "02c4402ef8eaa77219c4c738beb6e0796ffb6ce6162bf55895da8e3b9c4f16b963037f"
+        "085b8ced561c0af85140261d72c34980614f73abfe38ba55dad2fb8f21871601"
+    )
+    assert sign_former_word(A, B.id, MESH, WALL)[:8].hex() == "000000006553f100"
+    said = pack({1: bytes(A.id), 2: bytes(B.id), 3: WALL})
+    assert sign_former_word(A, B.id, MESH, WALL)[8:] == A.sign(
+        b"meshd.node-succession.1\0" + MESH + said
     )
 
 
@@ -135,17 +158,30 @@ def test_a_succession_alone_changes_nothing():
     assert ledger.lineage.succession_of(B.id) is None
 
 
-def test_a_record_without_its_succession_lets_nobody_in():
-    ledger = ledger_of(RECORD_A, RECORD_B, RECORD_C)
+@pytest.mark.parametrize(
+    "word",
+    [
+        b"",
+        bytes(WORD_BYTES),
+        sign_former_word(D, C.id, MESH, WALL),
+        sign_former_word(C, C.id, MESH, WALL),
+        sign_former_word(B, D.id, MESH, WALL),
+        sign_former_word(B, C.id, OTHER_MESH_KEY.id, WALL),
+        (WALL + 1).to_bytes(8, "big") + sign_former_word(B, C.id, MESH, WALL)[8:],
+    ],
+)
+def test_a_record_without_the_former_keys_word_is_nobodys(word):
+    ledger = ledger_of(RECORD_A, RECORD_B, B_TO_C)
+
+    with pytest.raises(BadPacket):
+        ledger.merge_untrusted(*record(record_blob(C, CHAIN_C, former_word=word)), WALL)
 
     assert members(ledger) == {A.id, B.id}
-    assert ledger.standing(C.id).unfounded
-    ledger.merge_untrusted(*B_TO_C, WALL)
-    assert members(ledger) == {A.id, C.id}
 
 
-def test_both_together_put_the_new_id_in_the_place_of_the_former_one():
-    ledger = ledger_of(RECORD_A, RECORD_B, B_TO_C, RECORD_C)
+def test_the_record_of_the_new_id_puts_it_in_the_place_of_the_former_one():
+    """Even where nothing else is known: to somebody who has been away, say."""
+    ledger = ledger_of(RECORD_A, RECORD_B, RECORD_C)
 
     assert members(ledger) == {A.id, C.id}
     assert ledger.standing(B.id).succeeded_by == C.id
@@ -180,7 +216,9 @@ def test_a_line_may_be_long():
 
 def test_a_line_that_bites_its_own_tail_has_no_member():
     tail = chain_to(B, by=A, through=CHAIN_A, name="b", succeeds=C.id)
-    ledger = ledger_of(RECORD_A, record(record_blob(B, tail)), B_TO_C, RECORD_C, followed(C, B))
+    ledger = ledger_of(
+        RECORD_A, record(successor_blob(B, tail, C)), B_TO_C, RECORD_C, followed(C, B)
+    )
 
     assert members(ledger) == {A.id}
     assert set(ledger.lineage.ids_of(B.id)) == {B.id, C.id}
@@ -203,8 +241,8 @@ CHAIN_E = chain_to(E, by=A, through=CHAIN_A, name="b", succeeds=B.id)
 RIVALS = [
     RECORD_A,
     RECORD_B,
-    RECORD_C,
-    record(record_blob(E, CHAIN_E)),
+    record(successor_blob(C, CHAIN_C, B, dated=WALL + 1)),
+    record(successor_blob(E, CHAIN_E, B)),
     followed(B, C, dated=WALL + 1),
     followed(B, E, dated=WALL),
 ]
@@ -263,10 +301,8 @@ def test_a_cascade_takes_whom_either_id_has_let_in():
     by_c = chain_to(E, by=C, through=chain_c, name="e")
     ledger = ledger_of(
         RECORD_A,
-        *(
-            record(record_blob(key, chain))
-            for key, chain in ((B, chain_b), (C, chain_c), (D, by_b), (E, by_c))
-        ),
+        record(successor_blob(C, chain_c, B)),
+        *(record(record_blob(key, chain)) for key, chain in ((B, chain_b), (D, by_b), (E, by_c))),
         followed(B, C, kept=[kept_digest(by_b[-1])]),
     )
     assert members(ledger) == {A.id, C.id, D.id, E.id}
@@ -292,7 +328,7 @@ def admitter(*facts, kept):
     return ledger_of(
         RECORD_A,
         record(record_blob(B, ADMITTER_B)),
-        record(record_blob(C, ADMITTER_C)),
+        record(successor_blob(C, ADMITTER_C, B)),
         followed(B, C, kept=kept),
         *facts,
     )
@@ -442,7 +478,7 @@ def test_the_new_credential_gives_what_the_former_one_gave(by):
     followed_by = ledger_of(
         *((fact.kind, fact.blob) for fact in ledger.facts()),
         (FactKind.NODE_SUCCESSION, succession.blob),
-        record(record_blob(D, chain)),
+        record(successor_blob(D, chain, B)),
     )
     assert D.id in members(followed_by)
 
@@ -452,7 +488,7 @@ def test_a_member_may_sign_its_own():
     chain = succeed(ledger, node_succession(A, B), key=A, chain=CHAIN_A, wall=WALL)
     succession = node_succession(A, B, kept=[kept_digest(chain[-1])])
 
-    for fact in (record(record_blob(B, chain)), (FactKind.NODE_SUCCESSION, succession.blob)):
+    for fact in (record(successor_blob(B, chain, A)), (FactKind.NODE_SUCCESSION, succession.blob)):
         ledger.merge_untrusted(*fact, WALL)
 
     assert members(ledger) == {B.id}

@@ -19,7 +19,7 @@ from meshd.trust.grant import sign_grant
 from meshd.trust.invite import Invite, Token, sign_invite
 from meshd.trust.invite_use import InviteUse, sign_invite_use
 from meshd.trust.ledger import Ledger
-from meshd.trust.node_succession import sign_node_succession
+from meshd.trust.node_succession import sign_former_word, sign_node_succession
 from meshd.trust.record import Candidate, CandidateKind, Record, sign_record
 from meshd.trust.revocation import Revocation, sign_revocation
 from meshd.trust.roots import Roots
@@ -95,6 +95,12 @@ def epoch_blob(bootstrap_key, *, by=ROOT_KEY, maker=None, number=1, chain=()):
     maker = (maker or by).id if chain else (maker or A).id
     epoch = BootstrapEpoch(number, bootstrap_fingerprint(bootstrap_key, MESH), maker, WALL, chain)
     return sign_epoch(epoch, by, MESH)
+
+
+def successor_blob(key, chain, former, *, dated=WALL, **fields):
+    """Return the record of one that goes on in the place of another id."""
+    word = sign_former_word(former, key.id, MESH, dated)
+    return record_blob(key, chain, former_word=word, **fields)
 
 
 def node_succession(former, node, *, dated=WALL, kept=()):
