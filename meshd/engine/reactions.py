@@ -97,6 +97,8 @@ class Reactions:
                 self._engine.emit(events.Departed())
             case gossip_events.BadPacketReceived(_, reason):
                 self._engine.bad_packets[reason] += 1
+            case gossip_events.Believed(node, live):
+                self._engine.path.peer_wanted(node, now, wanted=live)
             case gossip_events.Heard():
                 pass  # what follows from it, a change of state, is an event of its own
 
@@ -112,8 +114,6 @@ class Reactions:
         )
         self._left.pop(node, None)
         self._engine.preshared.state_changed(node, alive=after is MemberState.ALIVE)
-        live = after in {MemberState.ALIVE, MemberState.SUSPECT}
-        self._engine.path.peer_wanted(node, now, wanted=live)
         if after is MemberState.LEFT:
             self._left[node] = now
             self._engine.relays.member_gone(node)

@@ -38,6 +38,17 @@ class MemberStateChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Believed:
+    """By its own word a member is alive, and nothing refutes that; or this is so no longer.
+
+    It may not have been heard here: then it is shown dead, and worth finding a path to.
+    """
+
+    node: NodeId
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Heard:
     """A message came through a member's tunnel: the first in this run, or since it was dead."""
 
@@ -118,6 +129,7 @@ Event: TypeAlias = (
     MemberJoined
     | MemberRemoved
     | MemberStateChanged
+    | Believed
     | Heard
     | PathFault
     | EvidenceWanted

@@ -54,6 +54,7 @@ class Member:
     belief: Belief | None = None
     dead: bool = False  # our conclusion, for the incarnation believed in
     heard: bool = False
+    live: bool = False  # in `state`, as last told: see `events.Believed`
     suspicion: Suspicion | None = None
     # What its last datagram said: its own incarnation, and ours as it knows it.
     claims: int = UNKNOWN_INCARNATION

@@ -39,6 +39,7 @@ from meshd.gossip.claim import (
     verify_claim_untrusted,
 )
 from meshd.gossip.events import (
+    Believed,
     Event,
     Heard,
     IncarnationRaised,
@@ -492,6 +493,10 @@ class Membership:
         before: MemberState,
         cause: Cause,
     ) -> None:
+        live = member.state in LIVE
+        if live != member.live:
+            member.live = live
+            self.events.append(Believed(member.node, live))
         after = member.shown
         if after == before:
             return
