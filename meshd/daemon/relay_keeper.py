@@ -143,15 +143,17 @@ class KernelKeeper:
             self._store.save_meta(Meta.FORWARDING, pack_note(note))
             self._noted = True
             kernel.take_note(note)
-        observed = await trio.to_thread.run_sync(
-            partial(kernel.reconcile, flows, look=now >= self._look_at)
-        )
+        look = now >= self._look_at
+        observed = await trio.to_thread.run_sync(partial(kernel.reconcile, flows, look=look))
         came = flows - self._seen.flows.keys()
         if any(flow.source.address.version not in self._passes for flow in came):
             self._watched_until = now + WATCHED_FOR
         if observed is not None:
             self._judge(observed, now)
-        self._look_at = now + (WATCHED_INTERVAL if now < self._watched_until else LOOK_INTERVAL)
+        if look:
+            self._look_at = now + LOOK_INTERVAL
+        if now < self._watched_until:
+            self._look_at = min(self._look_at, now + WATCHED_INTERVAL)
 
     def _judge(self, observed: Observed, now: float) -> None:
         """Count what has been forwarded, and see whether anything was."""

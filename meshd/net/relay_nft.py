@@ -169,7 +169,10 @@ def observe(table: RelayTable) -> Observed:
 
 
 def apply(table: RelayTable, flows: Iterable[Flow]) -> None:
-    """Put rules and flows in place, in one step.  Raise DeviceError; then nothing has changed."""
+    """Put rules and flows in place, in one step.  Raise DeviceError; then nothing has changed.
+
+    Here and in `change`, each of the flows `fits`.
+    """
     nft.load(render(table, flows), operation="load relay rules")
 
 
@@ -207,6 +210,8 @@ def read_listing(table: RelayTable, listing: str) -> Observed:
                 flows[_flow(maps, version, key, port)] = count
             except KeyError:  # somebody has taken a part of it away
                 intact = False
+    held = sum(len(elements) for elements in maps.values())
+    intact = intact and held == len(_elements(flows))
     return Observed(
         intact,
         flows,
@@ -299,7 +304,6 @@ def _elements(flows: Iterable[Flow]) -> dict[tuple[str, str], str]:
     """Return the values of elements by map and key.  Flows to one member have some in common."""
     elements: dict[tuple[str, str], str] = {}
     for flow in flows:
-        assert fits(flow), "this flow has no place in the kernel"
         version = flow.source.address.version
         source, local = flow.source, flow.arrives_at
         port = str(flow.leaves_from.port)
