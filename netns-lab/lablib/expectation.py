@@ -31,11 +31,12 @@ class Expected(enum.Enum):
 
     DIRECT = "direct"
     RELAYED = "relayed"
+    DIRECT_OVER_TCP = "direct over TCP"
     RELAYED_OVER_TCP = "relayed over TCP"
     EITHER = "direct or relayed"
 
     def allows(self, path: str) -> bool:
-        """Whether a path, `direct` or `relayed` or `relayed over TCP`, is what was expected."""
+        """Whether a path, `direct` or `relayed`, perhaps with `over TCP`, is what was expected."""
         return path in ("direct", "relayed") if self is Expected.EITHER else path == self.value
 
 
@@ -53,7 +54,9 @@ def expected(one: Kind, other: Kind) -> Expected:
     if one is other and one.shared:
         return Expected.DIRECT  # on their wire
     if not (_passes_udp(one) and _passes_udp(other)):
-        return Expected.RELAYED_OVER_TCP
+        # A public member takes TCP itself.
+        at_once = one.router is None or other.router is None
+        return Expected.DIRECT_OVER_TCP if at_once else Expected.RELAYED_OVER_TCP
     if one is other and one.carrier is not None and not one.carrier.hairpins:
         return Expected.RELAYED  # at the carrier's own address there is no way back in
     by_version = [

@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lablib import faults, mesh
 from lablib.daemon import Start, preload
-from lablib.errors import DeadlineExceeded
+from lablib.errors import DeadlineExceeded, LabError
 from lablib.expectation import Expected, expected
 from lablib.lab import Lab
 from lablib.nats import FORWARDED_PORT, Nat, kinds_named
@@ -44,7 +46,10 @@ FORM_TIMEOUT = 120.0
 SETTLE_TIMEOUT = 60.0
 NO_PATH = "none"
 WORDS_MAX = 8  # kinds beyond which a cell has letters instead
-LETTERS = {"direct": "D", "relayed": "R", "relayed over TCP": "T", NO_PATH: "-"}
+OVER_TCP = " over TCP"
+LETTERS = {"direct": "D", "relayed": "R", "direct over TCP": "DT", "relayed over TCP": "RT"}
+
+Changes: TypeAlias = "Mapping[str, Mapping[str, Sequence[tuple[float, str]]]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +168,10 @@ class Matrix:
         """Make all of them members of a new mesh, and wait until all see all."""
         secret = mesh.new_secret()
         first, *others = self._lab.nodes.values()
-        mesh.join(first, secret=secret, seed=None)
+        mesh.join(first, *_arguments(self._lab, first), secret=secret, seed=None)
         mesh.wait_answering(first)
         for node in others:
-            mesh.join(node, secret=secret, seed=first)
+            mesh.join(node, *_arguments(self._lab, node), secret=secret, seed=first)
         mesh.wait_whole([first, *others], timeout=FORM_TIMEOUT)
         self._addresses = mesh.addresses([first, *others], version=4)
 
@@ -208,8 +213,10 @@ class Matrix:
                     timeout=timeout,
                 )
             first = {name: each.stop() for name, each in answers.items()}
+        changes = {name: _changes(node) for name, node in nodes.items()}
         return [
             pair.cell(
+                changes,
                 began_at=max(started_at[pair.source.name], started_at[pair.target.name]),
                 first=first[pair.source.name].get(self._addresses[pair.target.name]),
             )
@@ -246,40 +253,66 @@ class _Pair:
         self.target: Node = lab[member_of(kinds[1], 2)]
         self._expected = expected(*kinds)
         self._path = NO_PATH
-        self._settled_at: float | None = None
 
     def look(self, paths: Mapping[tuple[str, str], str]) -> bool:
         """Take both sides' paths by (whose, to whom); return whether it is what is expected."""
         names = self.source.name, self.target.name
-        there, back = (paths.get(names, NO_PATH), paths.get((names[1], names[0]), NO_PATH))
-        self._path = there if there == back else f"{there}/{back}"
-        if not self._expected.allows(self._path):
-            self._settled_at = None
-        elif self._settled_at is None:
-            self._settled_at = time.monotonic()
-        return self._settled_at is not None
+        both = paths.get(names, NO_PATH), paths.get((names[1], names[0]), NO_PATH)
+        ways = {path.removesuffix(OVER_TCP) for path in both}
+        # Where only one side's UDP is blocked, the other speaks UDP to the relay.
+        over_tcp = OVER_TCP if any(path.endswith(OVER_TCP) for path in both) else ""
+        self._path = f"{ways.pop()}{over_tcp}" if len(ways) == 1 else "/".join(both)
+        return self._expected.allows(self._path)
 
-    def cell(self, *, began_at: float, first: float | None) -> Cell:
+    def cell(self, changes: Changes, *, began_at: float, first: float | None) -> Cell:
         """Return what came of it, from the instants it began and a packet was first answered."""
+        settled_at = max(
+            self._settled_at(changes[self.source.name].get(self.target.name, ()), began_at),
+            self._settled_at(changes[self.target.name].get(self.source.name, ()), began_at),
+        )
+        settled = settled_at < math.inf and self._expected.allows(self._path)
         return Cell(
             source=self._kinds[0].name,
             target=self._kinds[1].name,
             expected=self._expected,
             path=self._path,
             first_packet=None if first is None else first - began_at,
-            settled=None if self._settled_at is None else self._settled_at - began_at,
+            settled=settled_at - began_at if settled else None,
         )
+
+    def _settled_at(self, changes: Sequence[tuple[float, str]], began_at: float) -> float:
+        """Return when one side's path came to be what is expected and stayed it; or infinity."""
+        settled_at = math.inf
+        over_tcp = OVER_TCP if self._expected.value.endswith(OVER_TCP) else ""
+        for at, path in changes:
+            if not self._expected.allows(f"{path}{over_tcp}"):  # the event does not say which
+                settled_at = math.inf
+            elif at >= began_at:
+                settled_at = min(settled_at, at)
+        return settled_at
 
 
 def _settled(pairs: Sequence[_Pair]) -> bool:
     """Ask all daemons; return whether every pair is what is expected."""
-    nodes = {node.name: node for pair in pairs for node in (pair.source, pair.target)}
     paths = {}
-    for node in nodes.values():
-        for member in node.status()["members"]:
-            paths[node.name, member["name"]] = member["path"] or NO_PATH
+    for node in {node.name: node for pair in pairs for node in (pair.source, pair.target)}.values():
+        with contextlib.suppress(LabError):  # it is not up yet
+            for member in node.status()["members"]:
+                over_tcp = OVER_TCP if member["transport"] == "tcp" else ""
+                paths[node.name, member["name"]] = f"{member['path'] or NO_PATH}{over_tcp}"
     settled = [pair.look(paths) for pair in pairs]
     return all(settled)
+
+
+def _changes(node: Node) -> dict[str, list[tuple[float, str]]]:
+    """Return by member when a node's path to it became which; instants are `time.monotonic`'s."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    boot = time.time() - time.monotonic()
+    for event in node.control("/v1/events")["events"]:
+        if event["event"] == "path-changed":
+            at = datetime.fromisoformat(event["at"]).timestamp() - boot
+            found.setdefault(event["member"], []).append((at, event["path"]))
+    return found
 
 
 def _switch_off(node: Node) -> None:
@@ -290,8 +323,10 @@ def _switch_off(node: Node) -> None:
 
 
 def _arguments(lab: Lab, node: Node) -> tuple[str, ...]:
-    """Return what a node is told beyond what it keeps: a port that its router forwards."""
-    router = faults.router_of(lab, node)
-    if not (isinstance(router.behaviour, Nat) and router.behaviour.forwards_port):
-        return ()
-    return ("--endpoint", f"{router.uplink.ipv4.ip}:{FORWARDED_PORT}")
+    """Return what a node has to be told: to relay, or which port its router forwards."""
+    behaviour = (router := faults.router_of(lab, node)).behaviour
+    if behaviour is None:
+        return ("--relay",)  # said aloud, it relays over TCP as well
+    if isinstance(behaviour, Nat) and behaviour.forwards_port:
+        return ("--endpoint", f"{router.uplink.ipv4.ip}:{FORWARDED_PORT}")
+    return ()

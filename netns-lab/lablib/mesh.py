@@ -37,12 +37,12 @@ def start(lab: Lab, *, secret: str) -> None:
     wait_whole(list(lab.nodes.values()))
 
 
-def join(node: Node, *, secret: str, seed: Node | None) -> None:
-    """Start meshd on a node, with a secret file and perhaps a seed."""
+def join(node: Node, *options: str, secret: str, seed: Node | None) -> None:
+    """Start meshd on a node, with a secret file and perhaps a seed and further options."""
     file = node.file(SECRET_FILE)
     file.touch(mode=0o600)
     file.write_text(f"{secret}\n")
-    arguments = ["--secret-file", SECRET_FILE, "--name", node.name]
+    arguments = ["--secret-file", SECRET_FILE, "--name", node.name, *options]
     if seed is not None:
         arguments += ["--seed", seed_address(node, seed)]
     node.start_daemon(*arguments)
