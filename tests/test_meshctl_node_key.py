@@ -42,15 +42,16 @@ class Rekeying(ScriptedController):
             PRESENT,
         ]
     )
-    begun: bool = False
+    begun: trio.Event = field(default_factory=trio.Event)
 
     def node_key(self) -> NodeKeyAnswer:
-        if not self.begun:
+        if not self.begun.is_set():
             return FORMER
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
     async def rotate_node_key(self, *, sure: bool) -> NodeKeyAnswer:
-        self.begun = self.begun or sure
+        if sure:
+            self.begun.set()
         return self.node_key()
 
 
@@ -95,7 +96,7 @@ async def test_it_says_what_changes_and_asks(tmp_path, ctl, capsys, monkeypatch)
     assert "IPv4 address (100.64.0.1)" in asked
     assert "2 tokens" in asked
     assert "meshctl revoke" in asked
-    assert not controller.begun
+    assert not controller.begun.is_set()
 
 
 async def test_without_a_terminal_it_wants_to_be_told(tmp_path, ctl, capsys) -> None:
@@ -114,18 +115,19 @@ async def test_what_has_stopped_it_is_the_error(tmp_path, ctl, capsys) -> None:
 async def test_a_daemon_that_is_between_the_two_is_waited_for(tmp_path, ctl) -> None:
     """The connection is refused for a moment."""
     results: list[int] = []
+    done = trio.Event()
 
     async def call() -> None:
         results.append(await ctl("--yes"))
+        done.set()
 
-    announced = replace(FORMER, phase="announced")
+    before = Rekeying(answers=[replace(FORMER, phase="announced")])
+    after = Rekeying(answers=[PRESENT])
+    after.begun.set()
     async with trio.open_nursery() as nursery:
-        async with serving(controller := Rekeying(answers=[announced]), tmp_path):
+        async with serving(before, tmp_path):
             nursery.start_soon(call)
-            while not controller.begun:
-                await trio.sleep(0.01)
-        async with serving(Rekeying(answers=[PRESENT], begun=True), tmp_path):
-            while not results:
-                await trio.sleep(0.01)
-            nursery.cancel_scope.cancel()
+            await before.begun.wait()
+        async with serving(after, tmp_path):
+            await done.wait()
     assert results == [0]

@@ -237,7 +237,7 @@ def state_name(
 
 def _snapshot(engine: Engine, invite: Invite, issued_at: float, wall: float) -> InviteSnapshot:
     state = engine.ledger.invite(invite.id)
-    how = state_name(state, invite, wall, void=_is_void(engine, issued_at))
+    how = state_name(state, invite, wall, void=_is_void(engine, invite, issued_at))
     return InviteSnapshot(
         id=invite.id,
         issued_at=issued_at,
@@ -268,10 +268,10 @@ def _other_snapshot(engine: Engine, invite: InviteId) -> OtherInviteSnapshot:
     )
 
 
-def _is_void(engine: Engine, issued_at: float) -> bool:
-    """Whether the bootstrap key was replaced since: members hear no invite under the old one."""
+def _is_void(engine: Engine, invite: Invite, issued_at: float) -> bool:
+    """Whether the bootstrap key was replaced since, or our node key: then no member honours it."""
     epoch = engine.ledger.epoch
-    return epoch is not None and issued_at < epoch.dated
+    return invite.issuer != engine.identity.node or (epoch is not None and issued_at < epoch.dated)
 
 
 def _uses_left(uses: int, used: int) -> int | None:

@@ -559,8 +559,11 @@ class Engine:
         ]
 
     def name_of(self, node: NodeId) -> str:
-        """Return the name a member is shown under; its short id where it has none."""
-        return self.ledger.names().get(node, node.short)
+        """Return the name a member is shown under, be it by an id that it had before.
+
+        Its short id where it has none.
+        """
+        return self.ledger.names().get(self.ledger.lineage.present(node), node.short)
 
     def called(self, node: NodeId) -> str:
         """Return the name a node was admitted under, be it a member still or not."""

@@ -22,7 +22,7 @@ def founded(seed, *names, **grants):
     founder.start()
     for machine in others:
         machine.start(token=founder.invite(key=machine.name, **grants))
-    world.run_until(lambda: whole(founder, *others), within=5.0)
+    world.run_until(lambda: whole(founder, *others), within=15.0)
     return world, founder, *others
 
 

@@ -13,6 +13,8 @@ from fuzz.registry import Target, target
 from meshd.codec import pack
 from meshd.engine.handover import Handover
 from meshd.errors import BadPacket
+from meshd.keys import SIGNATURE_BYTES, NodeKey
+from meshd.trust.node_succession import sign_node_succession
 from meshd.underlay import DatagramType, header
 
 _REASONS_MAX = 256  # of all decoders behind one door
@@ -101,6 +103,18 @@ def _engine_overlay():
 
     handed = [bytes([mark]) + pack(body) for mark in Handover for body in bodies]
     return Target(decode, [*handed, *datagrams()], head=1, reasons_max=_REASONS_MAX)
+
+
+@target("engine-told-of-its-succession")
+def _engine_succession():
+    under = _shared()
+    mesh = under.engine.identity.mesh
+
+    def decode(blob):
+        return under.take(lambda now, wall: under.engine.rekeying.take_untrusted(blob))
+
+    of_others = sign_node_succession(NodeKey(b"a" * 32), NodeKey(b"b" * 32), mesh, dated=1)
+    return Target(decode, [of_others.blob], SIGNATURE_BYTES)
 
 
 @target("engine-stream")

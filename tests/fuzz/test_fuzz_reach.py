@@ -15,6 +15,7 @@ NOT_REACHED = {
     ("bootstrap/approval_member.py", "_drop_half_open_untrusted"): "takes 64 half-open sessions",
     ("engine/following.py", "take_token_untrusted"): "takes the answer to a request by token",
     ("engine/following.py", "verify_untrusted"): "takes the answer to a request by token",
+    ("engine/rekeying.py", "_check_untrusted"): "takes the answer to a question just asked",
     ("engine/renewal.py", "_renewed_untrusted"): "takes the answer to a question just asked",
     ("gossip/store.py", "merge_untrusted"): "a protocol's; the ledger's is reached",
     ("preshared/kem.py", "decapsulate_untrusted"): "a protocol's; ML-KEM's is reached",
