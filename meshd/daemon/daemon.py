@@ -376,7 +376,9 @@ class Daemon:
         reflexive = self.engine.path.reflexive
         host = [Endpoint(address, port) for address in self.local_addresses()]
         public = [endpoint for endpoint in host if endpoint.address.is_global]
-        return tuple(dict.fromkeys((*self._configured, *public, *reflexive, *host)))
+        mapped = None if self.port_mapping is None else self.port_mapping.view().endpoint
+        forwarded = [] if mapped is None else [mapped]
+        return tuple(dict.fromkeys((*self._configured, *forwarded, *public, *reflexive, *host)))
 
     # Events
 

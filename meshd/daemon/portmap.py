@@ -69,6 +69,7 @@ class PortMapping:
         self._router: Router | None = None
         self._listening = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
+        self._helpers: trio.Nursery | None = None
         self._send, self._receive = trio.open_memory_channel[Callable[[float], None]](0)
 
     async def run(self) -> None:
@@ -146,14 +147,14 @@ class PortMapping:
     async def _put_out(self) -> None:
         for action in self._mapper.actions():
             assert self._router is not None, "no router, no questions"
-            assert self._nursery is not None
             match action:
                 case Ask(datagram):
                     self._router.ask(datagram)
                 case Search(datagram, target):
                     self._router.search(datagram, target)
                 case Call(line):
-                    self._nursery.start_soon(self._call, line)
+                    assert self._helpers is not None, "the search was answered"
+                    self._helpers.start_soon(self._call, line)
         endpoint, state = self._mapper.endpoint, self._mapper.view().state
         if state is State.RELEASED:
             if self._mapper.done:
@@ -179,6 +180,7 @@ class PortMapping:
     async def _listen(self, router: Router, scope: trio.CancelScope) -> None:
         with scope:
             async with trio.open_nursery() as nursery:
+                self._helpers = nursery  # which end with the router that they are about
                 nursery.start_soon(self._hear_answers, router)
                 nursery.start_soon(
                     self._hear, router.search_answer, self._mapper.receive_search_answer

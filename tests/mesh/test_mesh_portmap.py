@@ -19,6 +19,7 @@ from ipaddress import IPv4Interface, IPv4Network
 
 import pytest
 
+from lablib import mesh as control
 from lablib import moves, wait_until
 from lablib.nats import KINDS, PUBLIC
 from lablib.sites import nats
@@ -129,6 +130,25 @@ def test_a_mapped_port_is_the_direct_way_between_two_symmetric_nats(measured):
             mapped.meshctl("leave")
             listed = machine.run(["nft", "list", "chain", "inet", "mapping", "prerouting_mapped"])
             assert "dnat" not in listed.stdout, "who leaves gives its port back"
+
+
+def test_a_mesh_is_joined_at_a_port_that_a_router_maps():
+    """The founder is behind NAT, and nobody else is there."""
+    with mesh_of(on_real_addresses(nats((PUBLIC, KINDS["apd"])))) as mesh:
+        founder, newcomer = mesh.lab["apd1"], mesh.lab["apd2"]
+        machine, _ = router_of(mesh.lab, founder)
+        with port_mapping_on(machine):
+            control.found(founder)
+            wait_until(
+                lambda: founder.control("/v1/netcheck")["port_mapping"]["endpoint"],
+                "the port is mapped",
+                timeout=PATIENCE,
+            )
+
+            control.admit(newcomer, by=founder)
+
+            mesh.wait_whole(founder, newcomer)
+            mesh.ping_all(founder, newcomer)
 
 
 def test_without_it_the_router_is_not_asked():

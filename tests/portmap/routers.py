@@ -20,7 +20,7 @@ from net.namespaces import join, namespaces
 
 OUTSIDE = "20.0.2.2"
 MAPPING = Path(__file__).with_name("mapping.py")
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 
 RULES = """
 table inet router {

@@ -65,6 +65,7 @@ def test_a_router_that_is_not_there_is_an_answer():
     assert isinstance(ask(), upnp.Refused)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_ended(monkeypatch, tmp_path):
     marker = tmp_path / "pid"
     hanging = tmp_path / "hanging.py"
