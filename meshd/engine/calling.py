@@ -124,22 +124,24 @@ class Calling:
             raise BadPacket("call that was passed on before")
         if not self._is_member(call.called) or call.called == call.caller:
             raise BadPacket("call for one that is no member")
-        view = self._engine.path.view(call.called)
-        if view is None or not view.ready:
+        if not self._hears(call.called):
             return  # the caller asks others as well
         if not self._forwards.take(call.caller, now):
             raise BadPacket("too many calls of one member")
         self._engine.send_overlay(datagram, call.called)
 
     def _ways(self, node: NodeId) -> list[NodeId]:
-        path = self._engine.path
-        view = path.view(node)
-        if view is not None and view.ready:
+        if self._hears(node):
             return [node]
         members = [other for other, _ in self._engine.others() if other != node]
         self._rng.shuffle(members)
-        reached = (m for m in members if (v := path.view(m)) is not None and v.ready)
-        return [member for member, _ in zip(reached, range(FORWARDERS_MAX), strict=False)]
+        heard = filter(self._hears, members)
+        return [member for member, _ in zip(heard, range(FORWARDERS_MAX), strict=False)]
+
+    def _hears(self, node: NodeId) -> bool:
+        """Whether a tunnel is up: what is sent before would cross the other side's handshake."""
+        view = self._engine.gossip.member(node)
+        return view is not None and view.heard
 
     def _is_member(self, node: NodeId) -> bool:
         standing = self._engine.ledger.standing(node)

@@ -567,7 +567,10 @@ class Agent:
         interval = self.config.call_interval
         if peer.attempt >= len(self.config.backoff):
             interval = self.config.upgrade_interval
-        if peer.wanted_since == math.inf or peer.direct or now - peer.called_at < interval:
+        soon = now - peer.searching_since < self.config.call_wait
+        if soon or peer.wanted_since == math.inf or peer.direct:
+            return
+        if now - peer.called_at < interval:
             return
         peer.called_at = now
         self.emit(CallWanted(peer.node))

@@ -44,6 +44,7 @@ class PathConfig:
     spare_linger: float = 60.0  # of the spare after the last traffic
     settle_time: float = 3.0  # after a move, for packets that were on their way by the old path
     called_interval: float = 0.5  # between two calls of a peer that are heeded
+    call_wait: float = 0.3  # without a direct path, before it is called
     call_interval: float = 2.0  # between two calls to a peer, at first
     sole_witness_wait: float = 2.0  # see `witnesses`, rule 2
     pace: float = 0.01  # between two batches of `PEERS_PER_BATCH_MAX`

@@ -4,6 +4,7 @@ from bootstrap import world as bootstrap
 from fuzz.people import accused, datagrams, said, signed_claim
 from fuzz.registry import Target, decoder, signer, target
 from gossip.harness import MESH as GOSSIP_MESH
+from meshd.engine.calling import Call, decode_call_untrusted, encode_call
 from meshd.gossip import wire as gossip_wire
 from meshd.gossip.claim import peek_claim_untrusted
 from meshd.gossip.wire import encode
@@ -26,6 +27,16 @@ def _gossip_claim():
     seeds = [item.blob for item in items]
     return Target(peek_claim_untrusted, seeds, SIGNATURE_BYTES, sign_again)
 
+decoder(
+    "call",
+    decode_call_untrusted,
+    lambda: [
+        encode_call(Call(trust.A.id, trust.B.id, b"record", seen_at))
+        for seen_at in (None, bootstrap.SEED_AT)
+    ],
+    encode=encode_call,
+)
+
 
 def _path_sealer(key):
     return ProbeSealer(key, trust.MESH, trust.BOOTSTRAP_KEY)
@@ -38,6 +49,7 @@ def _probes():
         Probe(ProbeType.PING, b"12345678", installed=False, held=0, sequence=7, record=record),
         Probe(ProbeType.PONG, b"12345678", False, 0, 7, observed=bootstrap.SEED_AT),
         Probe(ProbeType.PONG, b"12345678", True, 9, 2**64 - 1, observed=bootstrap.NEWCOMER_AT),
+        Probe(ProbeType.PING, b"12345678", uses=True),
     ]
 
 
