@@ -128,6 +128,7 @@ class PeerSnapshot:
     handshake_age: float | None
     rx_bytes: int
     tx_bytes: int
+    relay: str | None = None  # name of the member whose port the endpoint is
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,7 @@ def _peer(peer: PeerSnapshot) -> Document:
         "last_handshake_s": _seconds(peer.handshake_age),
         "rx_bytes": peer.rx_bytes,
         "tx_bytes": peer.tx_bytes,
+        "relay": peer.relay,
     }
 
 

@@ -100,6 +100,7 @@ def peer_snapshots(engine: Engine, wall: float) -> tuple[PeerSnapshot, ...]:
             handshake_age=_handshake_age(peer, wall),
             rx_bytes=peer.rx_bytes,
             tx_bytes=peer.tx_bytes,
+            relay=relay_name(engine, owners[key]) if key in owners else None,
         )
         for key, peer in engine.device.peers.items()
     ]
