@@ -1,4 +1,4 @@
-"""The story that `lab demo` tells: a mesh forms, loses members, and heals.
+"""The story that `lab demo` tells: a mesh forms across NATs, loses members, and heals.
 
 Every step says what happens, does it, waits for the outcome and prints how long that took, so the
 terminal shows what a reader of the manual would have to believe.
@@ -16,7 +16,7 @@ from lablib.drawing import draw
 from lablib.errors import LabError
 from lablib.lab import Lab
 from lablib.ping import ping_matrix
-from lablib.topology import nat
+from lablib.sites import topology
 from lablib.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -25,15 +25,18 @@ if TYPE_CHECKING:
     from lablib.node import Node
     from lablib.ping import Matrix
 
-MEMBERS = 5
+# Two machines with public addresses, two on a wire behind one NAT, and two each behind a NAT that
+# shows every destination another port: those two cannot meet but by a relay.
+TOPOLOGY = "nats:home,apd"
+RELAYED = ("apd1", "apd2")
 STEP_TIMEOUT = 60.0
-FLOW_RATE = 100.0  # pings a second through the killed daemon's tunnels
+FLOW_RATE = 100.0  # pings a second while something is broken
 KILLED_FOR = 5.0  # seconds its tunnels are watched
 
 
 def run(*, name: str) -> int:
     """Tell the story in a lab of its own; return the exit status."""
-    plan = nat(MEMBERS)
+    plan = topology(TOPOLOGY)
     console.say(f"{draw(plan)}\n")
     if Start.default() is Start.FORK:
         preload()
@@ -55,10 +58,13 @@ def run(*, name: str) -> int:
 def _tell(lab: Lab) -> None:
     _members_come_up(lab)
     _everyone_pings_everyone(lab)
-    _daemon_is_killed(lab)
+    _two_are_relayed(lab)
+    _daemon_is_killed(lab, _relay(lab))
     _cable_is_pulled(lab)
-    console.say("\nwhat any of them shows, here a:\n")
-    console.say(lab["a"].meshctl("status").stdout)
+    one, other = RELAYED
+    for command in (["status"], ["why", other]):
+        console.say(f"\n{one}$ meshctl {' '.join(command)}")
+        console.say(lab[one].meshctl(*command).stdout)
 
 
 @contextlib.contextmanager
@@ -122,33 +128,56 @@ def _everyone_pings_everyone(lab: Lab) -> None:
         _demand(matrix)
 
 
-def _daemon_is_killed(lab: Lab) -> None:
-    console.say("the daemon of c is killed (-9); its tunnels go on:")
-    killed, neighbour = lab["c"], lab["d"]
+def _relay(lab: Lab) -> Node:
+    """Return who relays for the two that cannot meet."""
+    one, other = RELAYED
+    return lab[mesh.member(lab[one], other)["relay"]]
+
+
+def _two_are_relayed(lab: Lab) -> None:
+    one, other = (lab[name] for name in RELAYED)
+    with _step(f"{one.name} and {other.name} cannot meet: a relay forwards their ciphertext"):
+        mesh.wait_path(one, other.name, "relayed", timeout=STEP_TIMEOUT)
+    relay = _relay(lab)
+    console.say(f"            it is {relay.name}, in its kernel; it has no key to what it forwards")
+
+
+def _daemon_is_killed(lab: Lab, killed: Node) -> None:
+    console.say(f"the daemon of {killed.name} is killed (-9); its tunnels go on, and it relays on:")
+    one, other = (lab[name] for name in RELAYED)
     others = [node for node in lab.nodes.values() if node is not killed]
-    address = killed.status()["self"]["ipv4"]
-    flow = neighbour.ping_flow(address, rate=FLOW_RATE)
+    flows = [
+        one.ping_flow(killed.status()["self"]["ipv4"], rate=FLOW_RATE),
+        one.ping_flow(other.status()["self"]["ipv4"], rate=FLOW_RATE),
+    ]
     killed.kill_daemon()
     with _step("the others hold it for dead"):
         mesh.wait_state(others, killed.name, "dead", timeout=STEP_TIMEOUT)
     time.sleep(KILLED_FOR)
-    report = flow.stop()
-    console.say(f"            pings from {neighbour.name} meanwhile: {report}")
-    if report.lost:
-        raise LabError(f"pings were lost when {killed.name}'s daemon was killed")
+    for flow, target in zip(flows, (killed, other), strict=True):
+        report = flow.stop()
+        console.say(f"            pings from {one.name} to {target.name} meanwhile: {report}")
+        if report.lost:
+            raise LabError(f"pings were lost when {killed.name}'s daemon was killed")
     with _step("it is started again, with no option: all see all"):
         killed.start_daemon()
         mesh.wait_whole(list(lab.nodes.values()), timeout=STEP_TIMEOUT)
 
 
 def _cable_is_pulled(lab: Lab) -> None:
-    console.say("the cable of e is pulled:")
-    cut = lab["e"]
+    one, other = (lab[name] for name in RELAYED)
+    with _step(f"a second relay stands ready for {one.name} and {other.name}"):
+        mesh.wait_path(one, other.name, "relayed", timeout=STEP_TIMEOUT)
+        mesh.wait_spare(one, other.name, timeout=STEP_TIMEOUT)
+    cut = _relay(lab)
+    console.say(f"the cable of {cut.name} is pulled:")
     others = [node for node in lab.nodes.values() if node is not cut]
     addresses = mesh.addresses(list(lab.nodes.values()), version=4)
+    flow = one.ping_flow(other.status()["self"]["ipv4"], rate=FLOW_RATE)
     cut.link_down()
     with _step("the others hold it for dead"):
         mesh.wait_state(others, cut.name, "dead", timeout=STEP_TIMEOUT)
+    console.say(f"            pings from {one.name} to {other.name} meanwhile: {flow.stop()}")
     with _step("it is plugged in again: all see all, and all pings are answered"):
         cut.link_up()
         mesh.wait_whole(list(lab.nodes.values()), timeout=STEP_TIMEOUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,38 @@ def wait_state(
         return True
 
     wait_until(held, f"{name} is held for {state}", timeout=timeout)
+
+
+def member(node: Node, name: str) -> dict[str, Any]:
+    """Return what a node's status says of another member."""
+    for each in node.status()["members"]:
+        if each["name"] == name:
+            found: dict[str, Any] = each
+            return found
+    raise LabError(f"{node.name} knows no member called {name}")
+
+
+def wait_path(node: Node, name: str, path: str, *, timeout: float = WHOLE_TIMEOUT) -> None:
+    """Wait until a node reaches another directly, or relayed, as `path` says."""
+
+    def reached() -> bool:
+        seen = member(node, name)["path"]
+        assert seen == path, f"{node.name} reaches {name} {seen}"
+        return True
+
+    wait_until(reached, f"{node.name} reaches {name} {path}", timeout=timeout)
+
+
+def wait_spare(node: Node, name: str, *, timeout: float = WHOLE_TIMEOUT) -> None:
+    """Wait until a second way to another member has proven itself to a node."""
+
+    def ready() -> bool:
+        why = json.loads(node.meshctl("why", name, "--json").stdout)
+        results = [pair["result"] for pair in why["pairs"]]
+        assert "works" in results, f"of {node.name}'s ways to {name} are {results}"
+        return True
+
+    wait_until(ready, f"{node.name} has a second way to {name}", timeout=timeout)
 
 
 def addresses(nodes: Sequence[Node], *, version: int) -> dict[str, str]:
