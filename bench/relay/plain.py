@@ -29,7 +29,7 @@ from meshd.net.forwarder import Forwarder
 from meshd.net.forwarding import Note
 from meshd.net.relay_nft import RelayTable
 from net.namespaces import join, namespaces
-from net.relays import MARK, PORTS, RELAY_TO_A, A, B, end, machines, pair, pair_of
+from net.relays import MARK, PORTS, PORTS_MAX, RELAY_TO_A, A, B, end, machines, pair, pair_of
 from relay.processes import cpu_of, running
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _set_up(
             forwarders = (opened.enter_context(running(relay, run)),)
         elif mode == "kernel":
             note = relay.call(forwarding.plan, Note(), ("one", "two"), ipv4=True, ipv6=False)
-            table = RelayTable("mesh0", PORTS, MARK, relay.call(forwarding.fence, note))
+            table = RelayTable("mesh0", PORTS_MAX, MARK, relay.call(forwarding.fence, note))
             relay.call(relay_nft.apply, table, flows)
             relay.call(forwarding.switch_on, note)
         else:

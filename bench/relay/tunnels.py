@@ -160,9 +160,9 @@ def _wait_path(node: Node, other: str, path: str) -> None:
 
 
 def _kernel_carries(c: Node) -> bool:
-    listing = c.run(["nft", "--json", "list", "counters"]).stdout
-    counters = [each["counter"] for each in json.loads(listing)["nftables"] if "counter" in each]
-    return any(each["name"].startswith("forwarded") and each["packets"] for each in counters)
+    listing = json.loads(c.run(["nft", "--json", "list", "ruleset"]).stdout)["nftables"]
+    maps = [each["map"] for each in listing if "map" in each]
+    return any(each["name"] == "arriving" and each.get("elem") for each in maps)
 
 
 # nebula

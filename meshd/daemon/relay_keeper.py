@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ import trio
 from meshd.control.snapshot import HealthFinding
 from meshd.errors import DeviceError, StoreError
 from meshd.net.forwarding import pack_note
-from meshd.net.relay_nft import FAMILIES, NOTHING, FlowCount, Observed, fits
+from meshd.net.relay_nft import NOTHING, FlowCount, Observed, fits
 from meshd.store import Meta
 
 if TYPE_CHECKING:
@@ -156,23 +157,22 @@ class KernelKeeper:
             self._look_at = min(self._look_at, now + WATCHED_INTERVAL)
 
     def _judge(self, observed: Observed, now: float) -> None:
-        """Count what has been forwarded, and see whether anything was."""
+        """Count what the kernel has taken, and see whether any of it came out."""
         seen, self._seen = self._seen, observed
-        for version in FAMILIES:
-            taken = _grown(seen.taken.get(version, 0), observed.taken.get(version, 0))
-            passed = _grown(seen.forwarded.get(version, 0), observed.forwarded.get(version, 0))
-            if passed:
-                self._passes.add(version)
-            elif taken >= BLOCKED_DATAGRAMS_MIN:
-                self._passes.discard(version)
-                self._blocked_until[version] = now + BLOCKED_LIFETIME
-                self._changed.set()
+        taken: Counter[int] = Counter()
         for flow, count in observed.flows.items():
-            before = seen.flows.get(flow, NOTHING)
-            grown = FlowCount(*map(_grown, before, count))
+            grown = FlowCount(*map(_grown, seen.flows.get(flow, NOTHING), count))
+            taken[flow.source.address.version] += grown.datagrams
             if grown.datagrams:
                 port = flow.arrives_at.port
                 self._traffic[port] = self._traffic.get(port, NOTHING).plus(*grown)
+        for version, datagrams in taken.items():
+            if _grown(seen.passed.get(version, 0), observed.passed.get(version, 0)):
+                self._passes.add(version)
+            elif datagrams >= BLOCKED_DATAGRAMS_MIN:
+                self._passes.discard(version)
+                self._blocked_until[version] = now + BLOCKED_LIFETIME
+                self._changed.set()
 
     def _forget_note(self) -> None:
         if self._noted:

@@ -27,11 +27,15 @@ Rule 6: where meshd has switched forwarding on itself (`meshd.net.forwarding`), 
 Rule 7: a change is a few elements in one transaction.  The whole table is loaded, in one
         transaction as well, only when its rules are not those of this version and configuration.
 
+Rule 8: a datagram passes two rules in all, as short as can be: their expressions are what a relay
+        costs.  So each IP version has a table of its own, and what need not be asked is not.
+
 Every rule's comment carries a digest of all rules and maps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -42,27 +46,25 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meshd.errors import DeviceError
 from meshd.net import nft
 from meshd.relay.maps import Flow
-from meshd.underlay import DatagramType, header
+from meshd.underlay import MAGIC, DatagramType
 from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meshd.values import PortRange
 
 ARRIVING_PRIORITY = -300  # raw: before connection tracking
 LEAVING_PRIORITY = 300  # behind the host's own judgement of what may be forwarded
 DIGEST_BYTES = 4
 FLOWS_PER_PORT_MAX = 2  # where a member is, and where it has just been
 
-# Of each IP version: what nft calls it, the type of its addresses, what tells a fragment.
+# By IP version: what nft calls it, the type of its addresses, what a whole datagram has (of IPv4,
+# no flag that there are more fragments; behind the first, there is no UDP header to be found), and
+# what tells a sender of a shorter way.
 FAMILIES: Final = {
-    4: ("ip", "ipv4_addr", "ip frag-off & 0x3fff != 0"),
-    6: ("ip6", "ipv6_addr", "exthdr frag exists"),
+    4: ("ip", "ipv4_addr", "meta l4proto udp @nh,48,8 != 0x20", "icmp type redirect"),
+    6: ("ip6", "ipv6_addr", "ip6 nexthdr udp", "icmpv6 type nd-redirect"),
 }
-COUNTERS: Final = tuple(
-    f"{name}{version}" for name in ("taken", "forwarded") for version in FAMILIES
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class RelayTable:
     """What the rules are made from."""
 
     interface: str
-    ports: PortRange
+    ports_max: int
     mark: int
     fence: Fence = field(default_factory=Fence)
 
@@ -103,13 +105,11 @@ class Observed:
 
     intact: bool  # all the rules, as made from exactly this `RelayTable`
     flows: Mapping[Flow, FlowCount] = field(default_factory=dict)  # since its element was made
-    # By IP version: datagrams whose destination was rewritten, and those that the host let pass.
-    taken: Mapping[int, int] = field(default_factory=dict)
-    forwarded: Mapping[int, int] = field(default_factory=dict)
+    passed: Mapping[int, int] = field(default_factory=dict)  # let by the host, by IP version
 
 
 def table_name(interface: str) -> str:
-    """Return the name of an interface's own relay table."""
+    """Return the name of an interface's own relay tables."""
     return f"meshd_relay_{nft.in_name(interface)}"
 
 
@@ -122,23 +122,18 @@ def fits(flow: Flow) -> bool:
 def render(table: RelayTable, flows: Iterable[Flow]) -> str:
     """Return the transaction that puts rules and flows in place, whatever was there before."""
     name = table_name(table.interface)
-    comments = iter(_comments(table))
-    chains = "".join(
-        f"  chain {chain} {{\n"
-        + (f"    type filter {hook}; policy accept;\n" if hook else "")
-        + "".join(f'    {rule} comment "{next(comments)}"\n' for rule in rules)
-        + "  }\n"
-        for chain, (hook, rules) in _chains(table).items()
-    )
-    # `add` makes the table if there is none, so that `delete` cannot fail.
-    return (
-        f"add table inet {name}\ndelete table inet {name}\n"
-        f"table inet {name} {{\n"
-        + "".join(f"  counter {counter} {{ }}\n" for counter in COUNTERS)
-        + "".join(f"  map {map_} {{ {text} }}\n" for map_, text in _maps(table).items())
-        + f"{chains}}}\n"
-        + _commands("add", name, _elements(flows).items())
-    )
+    text = render_removal(table.interface)
+    for version, (ip, *_) in FAMILIES.items():
+        maps = "".join(f"  map {map_} {{ {type_} }}\n" for map_, type_ in _maps(table, version))
+        comments = iter(_comments(table, version))
+        chains = "".join(
+            f"  chain {chain} {{\n    type filter hook {hook}; policy accept;\n"
+            + "".join(f'    {rule} comment "{next(comments)}"\n' for rule in rules)
+            + "  }\n"
+            for chain, hook, rules in _chains(table, version)
+        )
+        text += f"table {ip} {name} {{\n{maps}{chains}}}\n"
+    return text + _commands("add", name, _elements(flows).items())
 
 
 def render_change(table: RelayTable, before: frozenset[Flow], after: frozenset[Flow]) -> str:
@@ -154,18 +149,31 @@ def render_change(table: RelayTable, before: frozenset[Flow], after: frozenset[F
     )
 
 
+def render_removal(interface: str) -> str:
+    """Return the transaction after which there are no tables of an interface's."""
+    # `add` makes a table if there is none, so that `delete` cannot fail.
+    return "".join(
+        f"{verb} table {ip} {table_name(interface)}\n"
+        for ip, *_ in FAMILIES.values()
+        for verb in ("add", "delete")
+    )
+
+
 def observe(table: RelayTable) -> Observed:
     """Return what is in place.  Raise DeviceError."""
+    name = table_name(table.interface)
     try:
-        listing = nft.run(
-            *("--json", "list", "table", "inet", table_name(table.interface)),
-            operation="list relay rules",
+        return read_listings(
+            table,
+            {
+                version: nft.run("--json", "list", "table", ip, name, operation="list relay rules")
+                for version, (ip, *_) in FAMILIES.items()
+            },
         )
     except DeviceError as error:
         if error.errno == errno.ENOENT:
             return Observed(intact=False)
         raise
-    return read_listing(table, listing)
 
 
 def apply(table: RelayTable, flows: Iterable[Flow]) -> None:
@@ -184,52 +192,56 @@ def change(table: RelayTable, before: frozenset[Flow], after: frozenset[Flow]) -
 
 
 def remove(interface: str) -> None:
-    """Remove an interface's relay table, if there is one.  Raise DeviceError."""
-    name = table_name(interface)
-    nft.load(f"add table inet {name}\ndelete table inet {name}\n", operation="remove relay rules")
+    """Remove an interface's relay tables, if there are any.  Raise DeviceError."""
+    nft.load(render_removal(interface), operation="remove relay rules")
 
 
-def read_listing(table: RelayTable, listing: str) -> Observed:
-    """Return what a listing in JSON says: see libnftables-json(5)."""
-    comments: list[str] = []
-    counters: dict[str, int] = {}
-    maps: dict[str, dict[Any, tuple[Any, FlowCount]]] = {}
-    for entry in json.loads(listing)["nftables"]:
-        if "rule" in entry:
-            comments.append(entry["rule"].get("comment", ""))
-        elif "counter" in entry:
-            counters[entry["counter"]["name"]] = entry["counter"]["packets"]
-        elif "map" in entry:
-            elements = entry["map"].get("elem", ())
-            maps[entry["map"]["name"]] = dict(_element(*pair) for pair in elements)
+def read_listings(table: RelayTable, listings: Mapping[int, str]) -> Observed:
+    """Return what listings of both IP versions say, in JSON: see libnftables-json(5)."""
     flows: dict[Flow, FlowCount] = {}
-    intact = comments == _comments(table) and maps.keys() == _maps(table).keys()
-    for version in FAMILIES if intact else ():
-        for key, (port, count) in maps[f"arriving{version}"].items():
-            try:
-                flows[_flow(maps, version, key, port)] = count
-            except KeyError:  # somebody has taken a part of it away
-                intact = False
-    held = sum(len(elements) for elements in maps.values())
-    intact = intact and held == len(_elements(flows))
-    return Observed(
-        intact,
-        flows,
-        taken={version: counters.get(f"taken{version}", 0) for version in FAMILIES},
-        forwarded={version: counters.get(f"forwarded{version}", 0) for version in FAMILIES},
-    )
+    passed: dict[int, int] = {}
+    intact = True
+    for version, listing in listings.items():
+        comments: list[str] = []
+        maps: dict[str, dict[Any, tuple[Any, FlowCount]]] = {}
+        for entry in json.loads(listing)["nftables"]:
+            if "rule" in entry:
+                comments.append(entry["rule"].get("comment", ""))
+                for expression in entry["rule"]["expr"]:
+                    if "counter" in expression:
+                        passed[version] = expression["counter"]["packets"]
+            elif "map" in entry:
+                elements = entry["map"].get("elem", ())
+                maps[entry["map"]["name"]] = dict(_element(*pair) for pair in elements)
+        found = _flows(maps)
+        held = sum(len(elements) for elements in maps.values())
+        intact = (
+            intact
+            and comments == _comments(table, version)
+            and maps.keys() == dict(_maps(table, version)).keys()
+            and held == len(_elements(found))  # else somebody has taken away a part
+        )
+        flows |= found
+    return Observed(intact, flows, passed) if intact else Observed(intact=False)
 
 
-def _flow(maps: Mapping[str, Mapping[Any, Any]], version: int, key: Any, port: int) -> Flow:  # noqa: ANN401 - JSON
-    source, source_port, local, local_port = key
-    return Flow(
-        source=Endpoint(ip_address(source), source_port),
-        arrives_at=Endpoint(ip_address(local), local_port),
-        leaves_from=Endpoint(ip_address(maps[f"leaving{version}"][port][0]), port),
-        target=Endpoint(
-            ip_address(maps[f"target{version}"][port][0]), maps["target_port"][port][0]
-        ),
-    )
+def _flows(maps: Mapping[str, Mapping[Any, tuple[Any, FlowCount]]]) -> dict[Flow, FlowCount]:
+    """Return the flows of which all elements are there."""
+    flows: dict[Flow, FlowCount] = {}
+    for key, (port, count) in maps.get("arriving", {}).items():
+        source, source_port, local, local_port = key
+        with contextlib.suppress(KeyError):
+            (target_port, _), (target, _), (leaving, _) = (
+                maps[name][port] for name in ("target_port", "target", "leaving")
+            )
+            flow = Flow(
+                source=Endpoint(ip_address(source), source_port),
+                arrives_at=Endpoint(ip_address(local), local_port),
+                leaves_from=Endpoint(ip_address(leaving), port),
+                target=Endpoint(ip_address(target), target_port),
+            )
+            flows[flow] = count
+    return flows
 
 
 def _element(key: Any, value: Any) -> tuple[Any, tuple[Any, FlowCount]]:  # noqa: ANN401 - JSON
@@ -244,97 +256,92 @@ def _element(key: Any, value: Any) -> tuple[Any, tuple[Any, FlowCount]]:  # noqa
     return key, (value, count)
 
 
-def _maps(table: RelayTable) -> dict[str, str]:
-    ports = table.ports.last - table.ports.first + 1
-    size = f"size {ports};"
-    maps = {"target_port": f"type inet_service : inet_service; {size}"}
-    for version, (_, address, _) in FAMILIES.items():
-        key = f"{address} . inet_service . {address} . inet_service"
-        maps[f"arriving{version}"] = (
-            f"type {key} : inet_service; size {FLOWS_PER_PORT_MAX * ports}; counter;"
-        )
-        maps[f"target{version}"] = f"type inet_service : {address}; {size}"
-        maps[f"leaving{version}"] = f"type inet_service : {address}; {size}"
-    return maps
+def _maps(table: RelayTable, version: int) -> list[tuple[str, str]]:
+    """Return names and types of the maps."""
+    address = FAMILIES[version][1]
+    ports = table.ports_max
+    key = f"{address} . inet_service . {address} . inet_service"
+    return [
+        ("arriving", f"type {key} : inet_service; size {FLOWS_PER_PORT_MAX * ports}; counter;"),
+        ("target_port", f"type inet_service : inet_service; size {ports};"),
+        ("target", f"type inet_service : {address}; size {ports};"),
+        ("leaving", f"type inet_service : {address}; size {ports};"),
+    ]
 
 
-def _chains(table: RelayTable) -> dict[str, tuple[str, list[str]]]:
-    """Return the chains by name: where each is hooked in, and its rules."""
-    hello = header(DatagramType.RELAY_HELLO)
-    chains: dict[str, tuple[str, list[str]]] = {}
-    leaving = []
-    arriving = []
-    for version, (ip, _, fragment) in FAMILIES.items():
-        key = f"{ip} saddr . udp sport . {ip} daddr . udp dport"
-        relay = (
-            f"udp sport set {key} map @arriving{version} notrack meta mark set {table.mark:#x} "
-            "udp dport set udp sport map @target_port "
-            f"{ip} daddr set udp sport map @target{version} counter name taken{version}"
-        )
-        chains[f"relayed{version}"] = "", [f"{fragment} return", relay]
-        arriving.append(
-            f"meta nfproto ipv{version} udp dport {table.ports} "
-            f"@th,64,{8 * len(hello)} != 0x{hello.hex()} jump relayed{version}"
-        )
-        leaving.append(
-            f"meta mark {table.mark:#x} udp sport {table.ports} "
-            f"{ip} saddr set udp sport map @leaving{version} "
-            f"counter name forwarded{version} accept"
-        )
-    chains["arriving"] = f"hook prerouting priority {ARRIVING_PRIORITY}", arriving
-    leaving += _fence(table.fence)
-    chains["leaving"] = f"hook forward priority {LEAVING_PRIORITY}", leaving
-    if table.fence != Fence():
-        redirects = ["icmp type redirect drop", "icmpv6 type nd-redirect drop"]
-        chains["redirects"] = f"hook output priority {LEAVING_PRIORITY}", redirects
+def _chains(table: RelayTable, version: int) -> list[tuple[str, str, list[str]]]:
+    """Return names of the chains, where each is hooked in, and their rules."""
+    ip, _, whole, redirect = FAMILIES[version]
+    # Most datagrams are WireGuard's, and told by four aligned bytes, which costs least.
+    magic, hello = (f"0x{part.hex()}" for part in (MAGIC, bytes([DatagramType.RELAY_HELLO])))
+    relay = (
+        f"udp sport set {ip} saddr . udp sport . {ip} daddr . udp dport map @arriving "
+        f"notrack meta mark set {table.mark:#x} udp dport set udp sport map @target_port "
+        f"{ip} daddr set udp sport map @target accept"
+    )
+    arriving = [
+        f"{whole} @th,64,32 != {magic} {relay}",
+        f"{whole} @th,64,32 {magic} @th,96,8 != {hello} {relay}",
+    ]
+    # Raw, as the mark says already that it is UDP.
+    source_port = "@th,0,16"
+    leaving = [
+        f"meta mark {table.mark:#x} {ip} saddr set {source_port} map @leaving counter accept",
+        *_fence(table.fence, version),
+    ]
+    chains = [
+        ("arriving", f"prerouting priority {ARRIVING_PRIORITY}", arriving),
+        ("leaving", f"forward priority {LEAVING_PRIORITY}", leaving),
+    ]
+    if leaving[1:]:
+        redirects = f"output priority {LEAVING_PRIORITY}"
+        chains.append(("redirects", redirects, [f"{redirect} drop"]))
     return chains
 
 
-def _fence(fence: Fence) -> list[str]:
-    rules = []
-    if fence.ipv4:
-        names = ", ".join(f'"{name}"' for name in fence.ipv4)
-        rules.append(f"meta nfproto ipv4 iifname {{ {names} }} drop")
-    if fence.ipv6:
-        rules.append("meta nfproto ipv6 drop")
-    return rules
+def _fence(fence: Fence, version: int) -> list[str]:
+    if version == 6:
+        return ["drop"] if fence.ipv6 else []
+    names = ", ".join(f'"{name}"' for name in fence.ipv4)
+    return [f"iifname {{ {names} }} drop"] if names else []
 
 
-def _elements(flows: Iterable[Flow]) -> dict[tuple[str, str], str]:
-    """Return the values of elements by map and key.  Flows to one member have some in common."""
-    elements: dict[tuple[str, str], str] = {}
+def _elements(flows: Iterable[Flow]) -> dict[tuple[str, str, str], str]:
+    """Return the values of elements by IP, map and key.
+
+    Flows to one member have some in common.
+    """
+    elements: dict[tuple[str, str, str], str] = {}
     for flow in flows:
-        version = flow.source.address.version
+        ip = FAMILIES[flow.source.address.version][0]
         source, local = flow.source, flow.arrives_at
         port = str(flow.leaves_from.port)
         key = f"{source.address} . {source.port} . {local.address} . {local.port}"
-        elements[f"arriving{version}", key] = port
-        elements["target_port", port] = str(flow.target.port)
-        elements[f"target{version}", port] = str(flow.target.address)
-        elements[f"leaving{version}", port] = str(flow.leaves_from.address)
+        elements[ip, "arriving", key] = port
+        elements[ip, "target_port", port] = str(flow.target.port)
+        elements[ip, "target", port] = str(flow.target.address)
+        elements[ip, "leaving", port] = str(flow.leaves_from.address)
     return elements
 
 
-def _commands(verb: str, name: str, elements: Iterable[tuple[tuple[str, str], str]]) -> str:
+def _commands(verb: str, name: str, elements: Iterable[tuple[tuple[str, str, str], str]]) -> str:
     """Return the commands that add or delete elements, one for each map."""
     by_map: dict[str, list[str]] = {}
-    for (map_, key), value in elements:
-        by_map.setdefault(map_, []).append(key if verb == "delete" else f"{key} : {value}")
+    for (ip, map_, key), value in elements:
+        text = key if verb == "delete" else f"{key} : {value}"
+        by_map.setdefault(f"{ip} {name} {map_}", []).append(text)
     return "".join(
-        f"{verb} element inet {name} {map_} {{ {', '.join(texts)} }}\n"
-        for map_, texts in by_map.items()
+        f"{verb} element {map_} {{ {', '.join(texts)} }}\n" for map_, texts in by_map.items()
     )
 
 
-def _comments(table: RelayTable) -> list[str]:
+def _comments(table: RelayTable, version: int) -> list[str]:
     """Return one comment for each rule, in their order, telling of which rule set it is."""
-    chains = _chains(table)
-    digest = hashlib.blake2s(
-        repr((table_name(table.interface), _maps(table), chains)).encode(),
-        digest_size=DIGEST_BYTES,
-    ).hexdigest()
+    chains = _chains(table, version)
+    rules = repr((table_name(table.interface), _maps(table, version), chains))
+    digest = hashlib.blake2s(rules.encode(), digest_size=DIGEST_BYTES).hexdigest()
     return [
         f"meshd {digest} {chain} {number}"
-        for chain, (_, rules) in chains.items()
-        for number in range(len(rules))
+        for chain, _, texts in chains
+        for number in range(len(texts))
     ]

@@ -28,7 +28,7 @@ from meshd.store import Meta
 from meshd.underlay import DatagramType, header
 from meshd.values import PortRange
 from net.namespaces import namespaces
-from net.relays import MARK, PORTS, PROMPT, end, pair, pair_of
+from net.relays import MARK, PORTS, PORTS_MAX, PROMPT, end, pair, pair_of
 
 HELLO = header(DatagramType.RELAY_HELLO) + bytes(100)
 NOTE = Note(("one",), ipv6=True)
@@ -60,8 +60,7 @@ class Kernel:
         self.asked = []
         self.fails = False
         self.counts = {}
-        self.taken = {4: 0, 6: 0}
-        self.forwarded = {4: 0, 6: 0}
+        self.passed = {4: 0, 6: 0}
 
     def plan(self, flows, interfaces):
         versions = {flow.source.address.version for flow in flows}
@@ -81,7 +80,7 @@ class Kernel:
         if not look:
             return None
         seen = {flow: self.counts.get(flow, FlowCount(0, 0)) for flow in before}
-        return Observed(True, seen, dict(self.taken), dict(self.forwarded))
+        return Observed(True, seen, dict(self.passed))
 
     def remove(self, *, end=False):
         self.asked.append("remove")
@@ -193,13 +192,14 @@ async def test_flows_that_the_host_lets_not_pass_go_back_to_the_sockets_for_a_wh
     async with keeping(kernel) as keeper:
         keeper.want(wanted)
         await until(lambda: kernel.flows == wanted)
-        kernel.taken = {4: BLOCKED_DATAGRAMS_MIN, 6: 100}
-        kernel.forwarded = {4: 0, 6: 100}
+        kernel.counts = {flow: FlowCount(BLOCKED_DATAGRAMS_MIN // 2, 0) for flow in wanted}
+        kernel.passed = {4: 0, 6: BLOCKED_DATAGRAMS_MIN}
         await trio.sleep(LOOK_INTERVAL + 1)
 
         assert kernel.flows == pair_of(6, port=52000)
         assert [finding.code for finding in keeper.findings()] == ["relay-firewall"]
 
+        kernel.counts = {}
         await trio.sleep(BLOCKED_LIFETIME + LOOK_INTERVAL)
         assert kernel.flows == wanted
         assert list(keeper.findings()) == []
@@ -213,6 +213,7 @@ async def test_what_the_kernel_has_counted_is_told_by_port_as_it_grows(clock):
         await until(lambda: kernel.asked)
         for count, grown in ((10, 10), (25, 15), (3, 3)):  # it began anew before the last one
             kernel.counts = {there: FlowCount(count, count * 100)}
+            kernel.passed = {4: count}
             await trio.sleep(LOOK_INTERVAL + 1)
             assert keeper.take_traffic() == {PORTS.first: FlowCount(grown, grown * 100)}
 
@@ -383,7 +384,7 @@ def reconcile(namespace, kernel, flows, *, look=False):
 
 
 def in_kernel(namespace):
-    table = relay_nft.RelayTable("mesh0", PORTS, MARK, relay_nft.Fence(("one", "two")))
+    table = relay_nft.RelayTable("mesh0", PORTS_MAX, MARK, relay_nft.Fence(("one", "two")))
     return namespace.call(relay_nft.observe, table)
 
 
@@ -424,7 +425,7 @@ def test_what_others_have_undone_is_done_again_with_the_next_look(alone, damage)
 def test_an_error_makes_the_next_call_look(alone):
     kernel = RelayKernel("mesh0", PORTS, MARK, Note())
     reconcile(alone, kernel, pair_of(4))
-    alone.run("nft flush map inet meshd_relay_mesh0 arriving4")
+    alone.run("nft flush map ip meshd_relay_mesh0 arriving")
 
     with pytest.raises(DeviceError):
         reconcile(alone, kernel, frozenset())

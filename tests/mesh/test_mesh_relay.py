@@ -83,9 +83,13 @@ class Relayed:
 
     def wait_in_kernel(self, relay):
         """Wait until a relay's kernel forwards both ways."""
-        wait_until(
-            lambda: elements(relay) == 2, f"{relay.name} relays in the kernel", timeout=PATIENCE
-        )
+
+        def is_so():
+            health = [each["message"] for each in relay.status()["health"]]
+            assert elements(relay) == 2, f"{elements(relay)} elements, {health}"
+            return True
+
+        wait_until(is_so, f"{relay.name} relays in the kernel", timeout=PATIENCE)
 
     def flow(self):
         """Pings from a to b, 100 a second."""
@@ -114,16 +118,17 @@ def elements(node):
     return sum(
         len(each.get("elem", ()))
         for each in tables(node).get("map", ())
-        if each["name"].startswith("arriving")
+        if each["name"] == "arriving"
     )
 
 
 def forwarded(node):
     """How many datagrams a relay's kernel has forwarded."""
     return sum(
-        each["packets"]
-        for each in tables(node).get("counter", ())
-        if each["name"].startswith("forwarded")
+        expression["counter"]["packets"]
+        for rule in tables(node).get("rule", ())
+        for expression in rule["expr"]
+        if "counter" in expression
     )
 
 

@@ -17,6 +17,7 @@ from net.namespaces import join, namespaces
 
 MARK = 0x6D65
 PORTS = PortRange(51900, 53947)
+PORTS_MAX = PORTS.last - PORTS.first + 1
 WIREGUARD = 51820
 A = {4: "10.1.0.2", 6: "fd01::2"}
 B = {4: "10.2.0.2", 6: "fd02::2"}
