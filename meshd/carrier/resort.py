@@ -10,7 +10,8 @@ to one; whoever does IO has those that are `wanted`, and says in which state the
 Rule 1: nothing is connected while any host answers by UDP, or nobody has TCP ports.
 
 Rule 2: `CARRIERS_MAX` hosts at a time: one to use, one in reserve.  One that does not come up in
-        `ROTATE_AFTER` makes room for the next.
+        `ROTATE_AFTER` makes room for the next.  All members begin with the lowest ids, so that two
+        without UDP meet at one relay.
 
 Rule 3: what carries a path in use is kept, whatever else has changed.
 
@@ -29,7 +30,6 @@ from meshd.underlay import Timer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from random import Random
 
     from meshd.wg.types import Endpoint
 
@@ -80,8 +80,7 @@ class _Carrier:
 class LastResort:
     """See the module docstring."""
 
-    def __init__(self, *, rng: Random, now: float) -> None:
-        self._rng = rng
+    def __init__(self, *, now: float) -> None:
         self._carriers: dict[Owner, _Carrier] = {}
         self._hosts: dict[NodeId, tuple[Door, ...]] = {}  # in the order of preference
         self._numbers = 0
@@ -100,8 +99,7 @@ class LastResort:
             if owner not in members:
                 del self._carriers[owner]
         known = [node for node in self._hosts if node in hosts]
-        new = [node for node in hosts if node not in self._hosts]
-        self._rng.shuffle(new)
+        new = sorted(node for node in hosts if node not in self._hosts)
         self._hosts = {node: hosts[node][:DOORS_MAX] for node in (*known, *new) if hosts[node]}
 
     def seeds_changed(self, seeds: Mapping[str, tuple[Door, ...]], now: float) -> None:

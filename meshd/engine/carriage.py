@@ -26,7 +26,6 @@ from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from random import Random
 
     from meshd.carrier.resort import CarrierState, WantedCarrier
     from meshd.engine.engine import Engine
@@ -41,9 +40,9 @@ _LIVE = {MemberState.ALIVE, MemberState.SUSPECT}
 class Carriage:
     """See the module docstring."""
 
-    def __init__(self, engine: Engine, *, rng: Random, now: float) -> None:
+    def __init__(self, engine: Engine, *, now: float) -> None:
         self._engine = engine
-        self._resort = LastResort(rng=rng, now=now)
+        self._resort = LastResort(now=now)
         self._offers: dict[NodeId, tuple[Door, ...]] = {}
         self._found: dict[str, tuple[Endpoint, ...]] = {}  # the seeds' addresses
         self._clients: frozenset[Endpoint] = frozenset()
@@ -213,9 +212,14 @@ class Carriage:
 
     def _hosts(self) -> dict[NodeId, tuple[Door, ...]]:
         """Return who may be there; all, where we hear nobody and so cannot tell."""
-        states = {view.node: view.state for view in self._engine.gossip.members()}
-        live = {n: doors for n, doors in self._offers.items() if states.get(n) in _LIVE}
-        return live if self._engine.gossip.accompanied else self._offers
+        gossip = self._engine.gossip
+        if not gossip.accompanied:
+            return self._offers
+        return {
+            node: doors
+            for node, doors in self._offers.items()
+            if (view := gossip.member(node)) is not None and view.state in _LIVE
+        }
 
     def _doors_of(self, record: Record) -> Iterator[Door]:
         for port, tls in ((record.tcp, False), (record.tls, True)):

@@ -52,6 +52,7 @@ from meshd.engine.invites import Invites
 from meshd.engine.presence import Presence
 from meshd.engine.preshared import Preshared
 from meshd.engine.reactions import Reactions
+from meshd.engine.rekeyed import Rekeyed
 from meshd.engine.rekeying import Rekeying
 from meshd.engine.relays import HANDOVERS as RELAY_HANDOVERS
 from meshd.engine.relays import Relays
@@ -124,8 +125,9 @@ class Engine:
         self._overlay: list[tuple[bytes, IPv6Address]] = []
         self.clones = Clones(self, rng=rng, now=now, wall=wall)
         self.presence = Presence(self, sequence=memory.sequence)
-        self.carriage = Carriage(self, rng=rng, now=now)
+        self.carriage = Carriage(self, now=now)
         self.rekeying = Rekeying(self, rng=rng)
+        self.rekeyed = Rekeyed(self)
         self._nodes_by_ipv6: dict[IPv6Address, NodeId] = {}
         self.path = Agent(
             identity.node_key,
@@ -275,7 +277,7 @@ class Engine:
     def overlay_unreachable(self, address: IPv6Address, now: float, wall: float) -> None:
         """Take the word of a member's kernel, through its tunnel, that nobody gossips there."""
         node = self._nodes_by_ipv6.get(address)
-        if node is not None and not self.rekeying.switches(node, now):
+        if node is not None and not self.rekeyed.switches(node, now):
             self.gossip.unreachable(node, now)
             self._settle(now, wall)
 
@@ -680,7 +682,7 @@ class Engine:
         """Act on a fact that the ledger has taken in."""
         self._emit(events.FactChanged(fact))
         self.following.fact_changed(fact, now)
-        self.rekeying.fact_changed(fact, now)
+        self.rekeyed.fact_changed(fact, now)
         if fact.kind is FactKind.BOOTSTRAP_EPOCH:
             self.epochs.epoch_changed(now)
         elif fact.kind in ABOUT_ONE_NODE:
@@ -701,7 +703,7 @@ class Engine:
             if standing is not None:
                 self.presence.met_elsewhere(standing, now)
         elif standing is not None and standing.admitted:
-            self.rekeying.took(node, now)
+            self.rekeyed.took(node, now)
             self._nodes_by_ipv6[self.ipv6_of(node)] = node
             record = standing.record
             self.clones.heard(record, now)
@@ -735,7 +737,7 @@ class Engine:
 
     def drop_member(self, node: NodeId, now: float) -> None:
         """Forget a node that is no member any more."""
-        self.rekeying.dropping(node)
+        self.rekeyed.dropping(node)
         self._nodes_by_ipv6.pop(self.ipv6_of(node), None)
         self._reactions.member_dropped(node)
         self.carriage.member_dropped(node, now)

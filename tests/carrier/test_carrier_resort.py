@@ -35,7 +35,7 @@ class World:
 
     def __init__(self, *hosts):
         self.now = 100.0
-        self.core = LastResort(rng=Random(1), now=self.now)
+        self.core = LastResort(now=self.now)
         self.hosts(*hosts)
 
     def hosts(self, *hosts):
@@ -105,6 +105,14 @@ def test_two_hosts_are_connected_when_none_answers_by_udp_for_a_while():
 
     assert len(world.core.wanted) == CARRIERS_MAX
     assert all(each.ports == (OWN_PORT,) for each in world.core.wanted)
+
+
+def test_all_begin_with_the_same_hosts_in_whatever_order_they_were_heard_of():
+    for order in (NODES, NODES[::-1], [C, A, B]):
+        world = World(*order)
+        world.wait(SILENT_AFTER)
+
+        assert set(world.doors) == {HOSTS[A], HOSTS[B]}
 
 
 def test_one_that_does_not_come_up_makes_room_for_the_next():

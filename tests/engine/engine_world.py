@@ -444,7 +444,7 @@ class Machine:
         return WireGuard(self.world, send=self._send_underlay, deliver=self._deliver, rng=self._rng)
 
     def _send_underlay(self, payload, target, source=None):
-        if source is not None and source not in self.addresses:
+        if source is not None and source not in self.addresses and not source.is_loopback:
             return
         address = source or next(
             (a for a in self.addresses if a.version == target.address.version), None
