@@ -47,7 +47,7 @@ def sign_grant(chain: Sequence[Credential], key: MeshKey, mesh: MeshId, wall: in
         admitted_at=member_since(chain),
         issued_at=max(wall, member_since(chain)),
         lifetime=credential.renewed_lifetime,
-        line=let_in_by(chain)[:LINE_LENGTH_MAX],  # those whom the chain shows are the first
+        line=let_in_by(chain)[:LINE_LENGTH_MAX],  # of a line too long nobody who wrote it is lost
     )
     blob = issue(anew, key, mesh)
     if len(blob) > CREDENTIAL_BYTES_MAX:

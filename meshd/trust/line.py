@@ -52,10 +52,15 @@ def line_id(node: NodeId) -> bytes:
 
 
 def let_in_by(chain: Sequence[Credential]) -> tuple[bytes, ...]:
-    """Return on whose word the last subject of a chain is in: those of the chain first."""
-    ids = dict.fromkeys(line_id(link.subject) for link in chain[:-1])
-    for link in chain:
+    """Return on whose word the last subject of a chain is in: those nearest to the root first.
+
+    Whoever has written a line comes before those whom it names.
+    """
+    ids: dict[bytes, None] = {}
+    for number, link in enumerate(chain, 1):
         ids |= dict.fromkeys(link.line)
+        if number < len(chain):
+            ids[line_id(link.subject)] = None
     return tuple(ids)
 
 

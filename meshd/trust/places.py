@@ -10,9 +10,11 @@ Rule 1: those that are no members any more rank behind all that are, for whateve
 Rule 2: of the others, whoever has been a member for longer ranks before (`line`, rule 4: nobody
         for longer than whoever let it in), the lower id among equals.
 
-Rule 3: nobody's word brings in more than a share, one half of the places.  It is counted for each
-        one in the lines of all (`line`), but for the first of each, whom a root has let in: in a
-        mesh that one member has begun all others are in on its word.
+Rule 3: nobody's word brings in more than a share, one half of the places.  It is counted for all
+        whom the chain of a record shows, but for the first, whom a root has let in: in a mesh that
+        one member has begun all others are in on its word.  Of lines (`line`) those count that a
+        root has written, or one that a root has let in; others could name whom they like, and so
+        fill the shares of those.
 
 Rule 4: what comes has a place if none of the numbers is exceeded, or if those that rank behind it
         can make room in each of those that are.  So the best always gets in, and ledgers that were
@@ -25,7 +27,7 @@ from __future__ import annotations
 import bisect
 from typing import TYPE_CHECKING, NamedTuple
 
-from meshd.trust.line import let_in_by
+from meshd.trust.line import line_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -124,4 +126,8 @@ def seat_of(standing: Standing) -> tuple[Rank, tuple[bytes, ...]]:
 
 def sponsors_of(chain: Sequence[Credential]) -> tuple[bytes, ...]:
     """Return on whose share a record counts, given the chain that admits its node."""
-    return let_in_by(chain)[1:]
+    first = chain[0]
+    shown = [*first.line, *(line_id(link.subject) for link in chain[:-1])]
+    if not first.line and len(chain) > 1:
+        shown += chain[1].line
+    return tuple(dict.fromkeys(shown))[1:]

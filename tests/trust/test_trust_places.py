@@ -15,6 +15,7 @@ from meshd.trust.places import Places, Rank
 from meshd.trust.record import Record, sign_record
 from trust.world import (
     MESH,
+    MESH_KEY,
     WALL,
     A,
     B,
@@ -141,9 +142,26 @@ def test_who_lets_others_admit_gets_no_second_share():
 
 
 def test_a_share_is_not_shed_by_renewals():
-    """Renewed by c, with b in their lines, they count for both."""
-    laundered = [made(number, C, line=(line_id(B.id),)) for number in range(SHARE)]
+    """Renewed by the first of the mesh, with b in their lines, they count for b."""
+    laundered = [made(number, A, line=(line_id(B.id),)) for number in range(SHARE)]
     held = ledger(*laundered, *[made(number, B, since=20) for number in range(10, 20)])
+
+    assert len(records(held)) == SHARE
+
+
+def test_nobody_fills_the_share_of_another_by_naming_it():
+    framed = [made(number, B, line=(line_id(C.id),), since=10) for number in range(SHARE)]
+    held = ledger(*framed, *[made(number, C, since=20) for number in range(10, 20)])
+
+    assert len(records(held)) == PLACES
+
+
+def test_who_has_a_grant_of_a_new_root_has_a_share_like_before():
+    """There it is b's chain that is a root's alone, with a in its line."""
+    granted = Credential(MESH, B.id, "b", admit=True, line=(line_id(A.id),), **LATER)
+    CHAINS[B], before = (issue(granted, MESH_KEY, MESH),), CHAINS[B]
+    held = ledger(*[made(number, B) for number in range(20)])
+    CHAINS[B] = before
 
     assert len(records(held)) == SHARE
 
