@@ -111,8 +111,8 @@ class Relays:
         )
         self._client = Client()
         self._stranger_datagrams = 0
-        self._revision = -1  # of the allocations, as last told
-        self._ports: frozenset[int] = frozenset()  # as last told
+        self._ports_revision = 0  # as last told
+        self._flows_revision = -1
         self._plan_revision = -1  # at which was looked who relays
         for pair in self._allocations.restore(memory, self._is_other, now, wall):
             engine.emit(events.AllocationChanged(pair, None))
@@ -278,7 +278,7 @@ class Relays:
     def _on_request(self, source: NodeId, other: NodeId, now: float, wall: float) -> None:
         if other in {source, self._engine.identity.node}:
             raise BadPacket("relay request for no pair")
-        if not self._is_other(other):
+        if not self._is_other(other) or self._has_left(other) or self._has_left(source):
             self._send(Refused(other, Reason.UNKNOWN_MEMBER), source)
             return
         try:
@@ -311,15 +311,13 @@ class Relays:
         changed = self._allocations.take_changed(now, wall)
         for pair, stored in changed:
             self._engine.emit(events.AllocationChanged(pair, stored))
-        if self._revision == self._allocations.revision:
-            return bool(changed)
-        self._revision = self._allocations.revision
-        ports = self._allocations.ports
-        if ports != self._ports:
-            self._ports = ports
-            self._engine.emit(events.RelayPortsChanged(ports))
-        self._engine.emit(events.RelayMapsChanged(make_maps(self._allocations)))
-        return True
+        if self._ports_revision != self._allocations.ports_revision:
+            self._ports_revision = self._allocations.ports_revision
+            self._engine.emit(events.RelayPortsChanged(self._allocations.ports))
+        if self._flows_revision != self._allocations.flows_revision:
+            self._flows_revision = self._allocations.flows_revision
+            self._engine.emit(events.RelayMapsChanged(make_maps(self._allocations)))
+        return bool(changed)
 
     # Inside: as a member
 
@@ -376,6 +374,10 @@ class Relays:
     def _is_other(self, node: NodeId) -> bool:
         standing = self._engine.ledger.standing(node)
         return node != self._engine.identity.node and standing is not None and standing.admitted
+
+    def _has_left(self, node: NodeId) -> bool:
+        view = self._engine.gossip.member(node)
+        return view is not None and view.state is MemberState.LEFT
 
     def _send(self, message: Message, node: NodeId) -> None:
         self._engine.send_overlay(mark(_MARKS[type(message)], encode(message)), node)

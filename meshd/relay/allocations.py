@@ -185,7 +185,8 @@ class Allocations:
         self._bound = 0
         self._changed: dict[Pair, None] = {}  # since `take_changed`
         self.draining = False
-        self.revision = 0  # grows whenever the ports or the flows are others
+        self.ports_revision = 0  # grows whenever other ports are allotted
+        self.flows_revision = 0  # grows whenever something else is to be forwarded
 
     def __len__(self) -> int:
         return len(self._allocations)
@@ -359,7 +360,7 @@ class Allocations:
         for side in allocation.sides:
             self._by_port[side.port] = allocation
             self._of_member[side.member] += 1
-        self.revision += 1
+        self.ports_revision += 1
         return allocation
 
     def _end(self, allocation: Allocation) -> Allocation:
@@ -374,12 +375,14 @@ class Allocations:
                 del self._of_member[side.member]
         self._free.append(allocation.sides[0].port)
         self._changed[allocation.pair] = None
-        self.revision += 1
+        self.ports_revision += 1
+        self.flows_revision += bool(allocation.flows)
         return allocation
 
     def _reflow(self, allocation: Allocation) -> None:
+        before = allocation.flows
         allocation.update_flows()
-        self.revision += 1
+        self.flows_revision += allocation.flows != before
 
     def _adopt(
         self,

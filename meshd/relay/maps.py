@@ -19,7 +19,7 @@ Rule 4: the two sides may be of different IP versions, or one of them this very 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +37,16 @@ class Flow:
     arrives_at: Endpoint
     leaves_from: Endpoint
     target: Endpoint
+    # Sets of thousands are made anew with each change, mostly of the same flows.
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Compute the hash once."""
+        parts = (self.source, self.arrives_at, self.leaves_from, self.target)
+        object.__setattr__(self, "_hash", hash(parts))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,10 +146,13 @@ class Mallory:
 class Village:
     """See the module docstring."""
 
-    def __init__(self, seed=1, **grants):
+    def __init__(self, seed=1, *, relays=(), **grants):
+        """`relays` are the names of those that relay; the grants are Mallory's."""
         world = self.world = World(seed=seed)
         names = ("founder", "admitter", "victim", "mallory")
-        self.founder, self.admitter, self.victim, self.bad = map(world.machine, names)
+        self.founder, self.admitter, self.victim, self.bad = (
+            world.machine(name, relay=name in relays) for name in names
+        )
         self.founder.start()
         for machine, given in (
             (self.admitter, {"admit": True}),

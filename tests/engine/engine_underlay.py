@@ -2,8 +2,9 @@
 
 realm "internet"  ── machines with public addresses
      │      │
-   NAT x   NAT y     one mapping for an inside endpoint, whatever the destination; only those
-     │      │        who were written to get back in; forgotten when idle (RFC 4787)
+   NAT x   NAT y     one mapping for an inside endpoint, whatever the destination, unless it is to
+     │      │        be `dependent` on that; only those who were written to get back in; forgotten
+     │      │        when idle (RFC 4787)
 realm x   realm y    ── machines with private addresses; no hairpin
 """
 
@@ -24,18 +25,20 @@ IP_UDP_BYTES = 28
 
 @dataclass
 class Nat:
-    """Endpoint-independent mapping, address-and-port-dependent filtering."""
+    """Address-and-port-dependent filtering; mapping endpoint-independent, or `dependent` too."""
 
     address: object
     port_min: int = 40_000
-    _outside: dict = field(default_factory=dict)  # inside endpoint to outside port
+    dependent: bool = False
+    _outside: dict = field(default_factory=dict)  # inside endpoint, and remote, to outside port
     _inside: dict = field(default_factory=dict)  # outside port to inside endpoint
     _passed: dict = field(default_factory=dict)  # (outside port, remote) to when it was last used
 
     def outbound(self, inside, remote, now):
-        port = self._outside.get(inside)
+        key = (inside, remote) if self.dependent else inside
+        port = self._outside.get(key)
         if port is None:
-            port = self._outside[inside] = self.port_min + len(self._inside)
+            port = self._outside[key] = self.port_min + len(self._inside)
             self._inside[port] = inside
         self._passed[port, remote] = now
         return Endpoint(self.address, port)
@@ -74,44 +77,46 @@ class Underlay:
         self._nats = {}
         self._rng = Random(f"underlay {seed}")
 
-    def add_nat(self, realm, address):
-        self._nats[realm] = Nat(ip_address(address))
+    def add_nat(self, realm, address, *, dependent=False):
+        self._nats[realm] = Nat(ip_address(address), dependent=dependent)
 
     def forward(self, sender, payload, source, target, now):
-        """Return (machine, source as it sees it, its address, delay), or None if it is lost."""
+        """Return what becomes of a datagram, None if it is lost.
+
+        That is (machine, source as it sees it, its address, its port, delay).
+        """
         self._count(Sent(now, sender.name, source, target, payload))
         if not sender.plugged or self._rng.random() < self.loss:
             return None
         inside = self._machine(sender.realm, target)
         if inside is not None:
-            receiver, origin = inside, source
+            receiver, origin, port = inside, source, target.port
         else:
             origin = source
             if sender.realm != INTERNET:
                 if any(target.address in network for network in PRIVATE_NETWORKS):
                     return None
                 origin = self._nats[sender.realm].outbound(source, target, now)
-            receiver = self._from_internet(origin, target, now)
+            receiver, port = self._from_internet(origin, target, now)
         if receiver is None or not receiver.plugged:
             return None
         if (sender.name in self.island) != (receiver.name in self.island):
             return None
         local = target.address if target.address in receiver.addresses else receiver.addresses[0]
-        return receiver, origin, local, self._rng.uniform(self.delay_min, self.delay_max)
+        delay = self._rng.uniform(self.delay_min, self.delay_max)
+        return receiver, origin, local, port, delay
 
     def _from_internet(self, origin, target, now):
         for realm, nat in self._nats.items():
             if nat.address == target.address:
                 inside = nat.inbound(target, origin, now)
-                return None if inside is None else self._machine(realm, inside)
-        return self._machine(INTERNET, target)
+                return (None, 0) if inside is None else (self._machine(realm, inside), inside.port)
+        return self._machine(INTERNET, target), target.port
 
     def _machine(self, realm, target):
         for machine in self.machines:
-            if (machine.realm, PORT) == (
-                realm,
-                target.port,
-            ) and target.address in machine.addresses:
+            here = machine.realm == realm and target.address in machine.addresses
+            if here and target.port in {PORT, *machine.forwarder.ports}:
                 return machine
         return None
 

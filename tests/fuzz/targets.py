@@ -9,6 +9,7 @@ from fuzz import (
     decoders_gossip,
     decoders_portmap,
     decoders_preshared,
+    decoders_relay,
     decoders_trust,
 )
 from fuzz.registry import TARGETS, fuzz
@@ -22,6 +23,7 @@ MODULES = (
     decoders_gossip,
     decoders_portmap,
     decoders_preshared,
+    decoders_relay,
     decoders_trust,
 )
 

@@ -54,11 +54,11 @@ def test_a_pair_gets_two_ports_one_each():
 def test_asking_again_changes_nothing_but_the_time():
     allocations = table()
     first = allocations.request(A.id, B.id, 0.0)
-    revision = allocations.revision
+    revision = allocations.ports_revision
 
     assert allocations.request(B.id, A.id, 5.0) is first
     assert allocations.request(A.id, B.id, 5.0) is first
-    assert allocations.revision == revision
+    assert allocations.ports_revision == revision
     assert first.expires_at == 5.0 + LIFETIME
 
 
@@ -241,10 +241,10 @@ def test_a_pair_that_ends_is_forwarded_no_more():
 def test_the_same_binding_again_is_no_news():
     allocations = table()
     allocation = bound(allocations.request(A.id, B.id, 0.0), allocations)
-    revision = allocations.revision
+    revision = allocations.flows_revision
 
     assert not allocations.bind(allocation.sides[0], allocation.sides[0].binding, 1.0)
-    assert allocations.revision == revision
+    assert allocations.flows_revision == revision
 
 
 def test_traffic_is_counted_for_the_port_it_came_in_by():
@@ -372,6 +372,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.table = Allocations(self.ports)
         self.now = 0.0
         self.asked = {}  # (who, other) to when, last
+        self.told = None
         self.said = {}  # port to every address its member has proven, since it was allotted
 
     @rule(source=people, other=people)
@@ -442,6 +443,16 @@ class AnyHistory(RuleBasedStateMachine):
             receiver = self.table.at_port(flow.leaves_from.port)
             assert self.said[flow.arrives_at.port][flow.source] in {sender, None}
             assert receiver.binding.endpoint == flow.target
+
+    @invariant()
+    def a_change_of_what_is_forwarded_is_told(self):
+        told = flows(self.table), self.table.ports
+        revisions = self.table.flows_revision, self.table.ports_revision
+        if self.told is not None and self.told[0] is self.table:
+            _, before, at = self.told
+            assert (told[0] != before[0]) == (revisions[0] != at[0])
+            assert told[1] == before[1] or revisions[1] != at[1]
+        self.told = (self.table, told, revisions)
 
     @invariant()
     def a_datagram_has_one_way_at_most(self):
