@@ -25,7 +25,7 @@ from meshd.net.carrier_member import CarrierMember
 from meshd.net.carrier_tls import host_context
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from meshd.config import Config
     from meshd.daemon.daemon import Daemon
@@ -69,6 +69,25 @@ class Carriers:
     def wake(self) -> None:
         """Ask for a look: something is wanted, or has changed."""
         self._changed.set()
+
+    def findings(self) -> Iterator[HealthFinding]:
+        """Say that there is no way over TCP either."""
+        members = [member for member, _ in self._members.values()]
+        failures = [member.failure for member in members if member.failure]
+        if failures and not any(member.up for member in members):
+            yield HealthFinding(
+                "warning",
+                "tcp-blocked",
+                f"UDP does not get through to the relays, and TCP neither ({failures[0]}): let UDP "
+                f"out from port {self._daemon.config.port}, or TCP to a relay's --relay-tls 443",
+            )
+
+    def dropped(self) -> Iterator[Mapping[str, int]]:
+        """Return how many datagrams were not carried, by reason."""
+        if self._daemon.host.carrier is not None:
+            yield self._daemon.host.carrier.statistics().dropped
+        for member, _ in self._members.values():
+            yield member.dropped
 
     async def run(self) -> None:
         """Run until cancelled."""

@@ -49,6 +49,7 @@ async def watch(daemon: Daemon) -> None:
 def host_findings(daemon: Daemon) -> Iterator[HealthFinding]:
     """Say what is wrong with this host."""
     yield from daemon.disk.findings()
+    yield from daemon.carriers.findings()
     if not daemon.engine.gossip.accompanied:  # no name is asked for after that
         yield from daemon.resolver.findings()
     if daemon.reconciler.error is not None:
@@ -77,6 +78,8 @@ def bad_packets(daemon: Daemon) -> dict[str, int]:
     counts["replayed"] += daemon.engine.path.statistics().replayed
     if daemon.port_mapping is not None:
         counts.update(daemon.port_mapping.bad_packets)
+    for dropped in daemon.carriers.dropped():
+        counts.update(dropped)
     for statistics in (daemon.host.underlay.statistics(), daemon.host.overlay.statistics()):
         counts["datagram too long"] += statistics.oversized
         counts["source that cannot be answered"] += statistics.unanswerable

@@ -13,7 +13,6 @@ Rule 3: all doors of the host are tried, each a moment after the one before (as 
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections import Counter
 from contextlib import suppress
@@ -70,7 +69,7 @@ class CarrierMember(Closing):
         self._sockets: dict[int, socket.socket] = {}  # by the host's port
         self._live: tuple[trio.Nursery, Connection] | None = None
         self.dropped: Counter[str] = Counter()  # datagrams, by reason
-        self.ended: Counter[str] = Counter()  # connections, by reason
+        self.failure = ""  # why there is no connection: of the last that ended, or was tried
 
     def close(self) -> None:
         """Close the sockets; what runs ends soon."""
@@ -106,7 +105,7 @@ class CarrierMember(Closing):
             if stream is not None:
                 began_at = trio.current_time()
                 try:
-                    self.ended[await self._carry(stream)] += 1
+                    self.failure = await self._carry(stream)
                 finally:
                     with trio.CancelScope(shield=True):
                         await trio.aclose_forcefully(stream)
@@ -150,7 +149,7 @@ class CarrierMember(Closing):
                     await stream.do_handshake()
                 return stream
         except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
-            self.ended[_reason(error)] += 1
+            self.failure = f"{door.endpoint}: {_reason(error)}"
             outer.close()
             return None
         except BaseException:
@@ -216,4 +215,4 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, trio.BrokenResourceError):
         return "no TLS"
-    return errno.errorcode.get(getattr(error, "errno", None) or 0, "broken")
+    return getattr(error, "strerror", None) or "broken"
