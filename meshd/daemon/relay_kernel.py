@@ -29,7 +29,7 @@ class RelayKernel:
     def __init__(self, interface: str, ports: PortRange, mark: int, note: Note) -> None:
         self.note = note
         self._interface = interface
-        self._ports = ports
+        self._ports_max = ports.last - ports.first + 1
         self.mark = mark
         self._lock = threading.Lock()
         self._ended = False
@@ -55,7 +55,8 @@ class RelayKernel:
         with self._lock:
             if self._ended:
                 return None
-            table = RelayTable(self._interface, self._ports, self.mark, forwarding.fence(self.note))
+            fence = forwarding.fence(self.note)
+            table = RelayTable(self._interface, self._ports_max, self.mark, fence)
             held, self._held = self._held, None
             observed = None
             if look or held is None or table != self._table:
