@@ -18,19 +18,7 @@ Rule 3: a database that is damaged is left exactly as it was found, and so is on
 
 Rule 4: where the node key was given, instead of being on disk, secrets are locked (`strongbox`).
 
-Rule 5: a node key is replaced in three steps, and whatever ends in between leaves one of the two
-        identities, whole:
-
-        | on disk when it ends                     | who starts next                              |
-        | ---------------------------------------- | -------------------------------------------- |
-        | nothing yet                              | the former node                              |
-        | NEXT_NODE_KEY                            | the former node; asked to again, it goes on  |
-        |                                          | with that key                                |
-        | `succeed`, one transaction: NODE, chain, | the new node: `open` puts its key into       |
-        | facts; but `node.key` is the former one  | `node.key` before anything else              |
-        | `node.key` too, and NEXT_NODE_KEY still  | the new node: `open` overwrites the copy     |
-
-Rule 6: a start that fails before anything has been written leaves nothing behind: what `open` has
+Rule 5: a start that fails before anything has been written leaves nothing behind: what `open` has
         created is removed by `close`, unless something has been saved in between.  (What is only
         provisional does not count.)
 """
@@ -238,7 +226,8 @@ class Store:
     def succeed(self, node: NodeId) -> None:
         """Make this the state of another node id, whose key is NEXT_NODE_KEY.
 
-        Part of what is saved `together`; it takes effect with the next `open`.
+        Part of what is saved `together`; it takes effect with the next `open`.  What a crash
+        leaves: see `meshd.daemon.rekeying`.
         """
         assert self._database.in_transaction
         if self.load_meta(Meta.FIRST_NODE) is None:

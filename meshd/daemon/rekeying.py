@@ -1,10 +1,19 @@
 """`meshctl keys rotate --node`: what is asked first, and what is on disk when.
 
     NEXT_NODE_KEY on disk ─▶ engine: credential, announcement ─▶ one transaction ─▶ this run ends,
-                                                                (`Store`, rule 5)  the next begins
+                                                               (`Store.succeed`)   the next begins
 
-The interface stays as it is in between, as it does at any restart.  What a crash leaves is one of
-the two identities: the table is in `meshd.store`.
+The interface stays as it is in between, as it does at any restart.  Whatever ends in between leaves
+one of the two identities, whole:
+
+| on disk when it ends                       | who starts next                                   |
+| ------------------------------------------ | ------------------------------------------------- |
+| nothing yet                                | the former node                                   |
+| NEXT_NODE_KEY; announced perhaps           | the former node, which goes on with that key when |
+|                                            | it is asked to again                              |
+| the transaction: node id, chain, record;   | the new node: `Store.open` puts its key into      |
+| but `node.key` is the former one           | `node.key` before anything else                   |
+| `node.key` too, and NEXT_NODE_KEY still    | the new node: `Store.open` overwrites the copy    |
 """
 
 from __future__ import annotations
@@ -99,8 +108,8 @@ def switch(daemon: Daemon, event: events.SwitchNode) -> None:
 
 def findings(engine: Engine) -> Iterator[HealthFinding]:
     """Say that another machine goes on in this one's place."""
-    if engine.rekeying.successor is not None:
-        yield HealthFinding("error", "succeeded", engine.rekeying.text)
+    if engine.rekeyed.successor is not None:
+        yield HealthFinding("error", "succeeded", engine.rekeyed.text)
 
 
 def _prepared(daemon: Daemon) -> NodeKey:

@@ -156,7 +156,7 @@ class Admission:
         if engine.ledger.revocation(node) is not None:
             return engine.revoking.refusal(node)  # nothing that it says is passed on
         if engine.ledger.lineage.in_place_of(node) is not None:
-            return engine.rekeying.refusal(node)
+            return engine.rekeyed.refusal(node)
         try:
             if engine.following.has_ended_untrusted(record):
                 return engine.following.refusal  # and it is not kept either
@@ -174,7 +174,7 @@ class Admission:
         if standing.revoked:
             return engine.revoking.refusal(node)
         if standing.unfounded:
-            return engine.rekeying.unfounded
+            return engine.rekeyed.unfounded
         if not standing.admitted:
             return engine.invites.refusal(standing)
         return ()
@@ -216,7 +216,7 @@ class Admission:
             engine = self._engine
             revocation = engine.revoking.blob_against(newcomer)
             if verdict.code is RefusalCode.SUCCEEDED:
-                revocation = engine.rekeying.blob_against(newcomer)
+                revocation = engine.rekeyed.blob_against(newcomer)
         self._responder.answer(
             reference,
             verdict,

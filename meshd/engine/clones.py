@@ -186,7 +186,7 @@ class Clones:
         return Timer(min(deadlines), "a clone") if deadlines else None
 
     def fall_silent(self) -> None:
-        """Step back for the machine that goes on under another id: see `rekeying`."""
+        """Step back for the machine that goes on under another id: see `rekeyed`."""
         self.silent = True
         self._engine.replan()
 

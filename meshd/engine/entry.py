@@ -239,7 +239,7 @@ class Entry:
                 self._on_joined(event, now, wall)
             case bootstrap_events.RefusedByMesh(refusal, seed, revocation):
                 if revocation and refusal.code is RefusalCode.SUCCEEDED:
-                    engine.rekeying.take_untrusted(revocation)
+                    engine.rekeyed.take_untrusted(revocation)
                 elif revocation:
                     engine.revoking.take_untrusted(revocation, now, wall)
                 if not self._accompanied or self._rejoining:

@@ -65,7 +65,7 @@ class Reactions:
         """Act on what the gossip core tells."""
         match event:
             case gossip_events.MemberJoined(node):
-                if not self._engine.rekeying.follows(node):
+                if not self._engine.rekeyed.follows(node):
                     self._engine.notice("member-joined", node, "joined the mesh")
                     self._engine.takings.joined(node)
             case gossip_events.MemberRemoved(node):

@@ -296,9 +296,9 @@ def test_nobody_makes_a_member_silent_by_a_succession_that_it_has_not_signed(sha
     )
     before = victim.engine.bad_packets["told of a succession that is not ours"]
 
-    victim.engine.rekeying.take_untrusted(own.blob)
-    victim.engine.rekeying.take_untrusted(own.blob[:-1])
+    victim.engine.rekeyed.take_untrusted(own.blob)
+    victim.engine.rekeyed.take_untrusted(own.blob[:-1])
 
     assert victim.engine.bad_packets["told of a succession that is not ours"] == before + 1
-    assert victim.engine.rekeying.successor is None
+    assert victim.engine.rekeyed.successor is None
     assert whole(*shared.all)

@@ -337,7 +337,7 @@ def test_a_copy_with_the_former_key_is_told_and_falls_silent():
 
     world.run_until(lambda: copy.of("succeeded"), within=20.0)
     world.run_for(20.0)
-    assert x.node.short in copy.engine.rekeying.text
+    assert x.node.short in copy.engine.rekeyed.text
     assert not copy.wireguard.observe().peers
     assert whole(founder, x, y)
     assert all_ping(founder, x, y)

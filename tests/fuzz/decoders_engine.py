@@ -111,7 +111,7 @@ def _engine_succession():
     mesh = under.engine.identity.mesh
 
     def decode(blob):
-        return under.take(lambda now, wall: under.engine.rekeying.take_untrusted(blob))
+        return under.take(lambda now, wall: under.engine.rekeyed.take_untrusted(blob))
 
     of_others = sign_node_succession(NodeKey(b"a" * 32), NodeKey(b"b" * 32), mesh, dated=1)
     return Target(decode, [of_others.blob], SIGNATURE_BYTES)
