@@ -133,7 +133,7 @@ def test_another_admitter_takes_over_and_hands_back():
 
 def test_a_member_keeps_the_chain_by_which_it_came_in():
     """Renewed by whomever, restarted in between."""
-    world, founder, helper, node = mesh(8, helpers=["helper"])
+    world, founder, _, node = mesh(8, helpers=["helper"])
     origin = node.engine.identity.chain
     assert node.engine.identity.origin == ()
     founder.power_off()
