@@ -31,13 +31,20 @@ class Expected(enum.Enum):
 
     DIRECT = "direct"
     RELAYED = "relayed"
-    DIRECT_OVER_TCP = "direct over TCP"
-    RELAYED_OVER_TCP = "relayed over TCP"
     EITHER = "direct or relayed"
+    RELAYED_OVER_TCP = "relayed over TCP"
+    EITHER_OVER_TCP = "direct or relayed over TCP"
 
     def allows(self, path: str) -> bool:
         """Whether a path, `direct` or `relayed`, perhaps with `over TCP`, is what was expected."""
-        return path in ("direct", "relayed") if self is Expected.EITHER else path == self.value
+        over_tcp = " over TCP" if self.over_tcp else ""
+        ways = self.value.removesuffix(over_tcp).split(" or ")
+        return path in {f"{way}{over_tcp}" for way in ways}
+
+    @property
+    def over_tcp(self) -> bool:
+        """Whether it is the last resort."""
+        return self in {Expected.RELAYED_OVER_TCP, Expected.EITHER_OVER_TCP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +61,9 @@ def expected(one: Kind, other: Kind) -> Expected:
     if one is other and one.shared:
         return Expected.DIRECT  # on their wire
     if not (_passes_udp(one) and _passes_udp(other)):
-        # A public member takes TCP itself.
-        at_once = one.router is None or other.router is None
-        return Expected.DIRECT_OVER_TCP if at_once else Expected.RELAYED_OVER_TCP
+        # A public member takes TCP itself, if it is one of those that are connected.
+        public = one.router is None or other.router is None
+        return Expected.EITHER_OVER_TCP if public else Expected.RELAYED_OVER_TCP
     if one is other and one.carrier is not None and not one.carrier.hairpins:
         return Expected.RELAYED  # at the carrier's own address there is no way back in
     by_version = [

@@ -76,8 +76,18 @@ def rebind(lab: Lab, node: Node) -> None:
     """Restart the NAT next to a node: it knows no mapping any more, and makes new ones."""
     router = router_of(lab, node)
     machine = lab.namespaces[router.name]
-    machine.run(["nft", "-f", "-"], stdin=fabric.router_rules(lab.topology, router))
+    # Meanwhile nothing passes: it would have its old mapping learnt again.
+    machine.run(["nft", "-f", "-"], stdin=f"{_OFF}{fabric.router_rules(lab.topology, router)}")
     machine.call(conntrack.flush, "forget tracked connections")
+    machine.run(["nft", "delete", "table", "inet", "off"])
+
+
+_OFF = """table inet off {
+  chain prerouting {
+    type filter hook prerouting priority raw - 10; policy drop;
+  }
+}
+"""
 
 
 def _machine(lab: Lab, node: Node) -> Namespace:

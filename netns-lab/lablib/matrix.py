@@ -283,7 +283,7 @@ class _Pair:
     def _settled_at(self, changes: Sequence[tuple[float, str]], began_at: float) -> float:
         """Return when one side's path came to be what is expected and stayed it; or infinity."""
         settled_at = math.inf
-        over_tcp = OVER_TCP if self._expected.value.endswith(OVER_TCP) else ""
+        over_tcp = OVER_TCP if self._expected.over_tcp else ""
         for at, path in changes:
             if not self._expected.allows(f"{path}{over_tcp}"):  # the event does not say which
                 settled_at = math.inf

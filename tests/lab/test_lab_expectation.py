@@ -211,7 +211,7 @@ def test_the_model_says_what_comes_of_it(one, other):
         Expected.DIRECT: {True},
         Expected.RELAYED: {False},
         Expected.RELAYED_OVER_TCP: {False},
-        Expected.DIRECT_OVER_TCP: {False},  # it plays UDP only
+        Expected.EITHER_OVER_TCP: {False},  # it plays UDP only
         Expected.EITHER: {True, False},
     }
     assert played(one, other) == outcomes[expected(one, other)]
@@ -256,8 +256,9 @@ def test_only_where_strangers_are_answered_is_it_a_matter_of_luck():
         (Expected.EITHER, "relayed", True),
         (Expected.EITHER, "relayed over TCP", False),
         (Expected.RELAYED_OVER_TCP, "relayed over TCP", True),
-        (Expected.DIRECT_OVER_TCP, "direct over TCP", True),
-        (Expected.DIRECT_OVER_TCP, "direct", False),
+        (Expected.EITHER_OVER_TCP, "direct over TCP", True),
+        (Expected.EITHER_OVER_TCP, "relayed over TCP", True),
+        (Expected.EITHER_OVER_TCP, "direct", False),
         (Expected.RELAYED, "none", False),
     ],
 )

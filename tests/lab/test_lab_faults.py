@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 
 import pytest
 
@@ -68,6 +69,28 @@ def test_a_nat_that_was_restarted_makes_new_mappings_and_knows_no_old_ones(kind,
             assert (after == before) == stays
             outside.sendto(b"found", after)
             assert receive(behind)[0] == b"found"
+
+
+def test_a_nat_that_is_restarted_under_traffic_makes_new_mappings_all_the_same(talk):
+    with Lab(topology("nats:ei-apd-r")) as lab:
+        node, stop = lab["ei-apd-r1"], threading.Event()
+        with talk(node, 40_000) as behind, talk(lab["public1"], 9_000) as outside:
+
+            def chatter():
+                while not stop.wait(0.001):
+                    behind.sendto(b"again", outside.getsockname())
+
+            talker = threading.Thread(target=chatter)
+            talker.start()
+            try:
+                _, before = receive(outside)
+                faults.rebind(lab, node)
+                seen = [receive(outside)[1] for _ in range(2_000)]
+            finally:
+                stop.set()
+                talker.join()
+
+    assert seen[-1] != before
 
 
 def test_where_a_member_is_seen_is_its_own_address_or_its_outermost_nats():
