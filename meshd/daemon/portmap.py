@@ -28,7 +28,8 @@ from meshd.errors import DeviceError
 from meshd.keys import fingerprint
 from meshd.net.portmap import Router, call_upnp
 from meshd.portmap import pcp
-from meshd.portmap.mapper import Ask, Call, Mapper, Search, State
+from meshd.portmap.actions import Ask, Call, Search
+from meshd.portmap.mapper import Mapper, State
 
 if TYPE_CHECKING:
     from collections import Counter

@@ -14,8 +14,8 @@ Rule 2: one mapping, of WireGuard's port.  It ends by `release`, or when nobody 
 Rule 3: an outside address that others cannot reach is no candidate: a router behind another NAT, or
         one that lies.  Such a mapping is given back.
 
-Rule 4: a router that has lost its mappings (its epoch runs backwards: RFC 6886 section 3.6, RFC
-        6887 section 8.5) is asked again at once, at most every `ANNOUNCED_INTERVAL`.
+Rule 4: a router that has lost its mappings (see `epoch`) is asked again at once, but at most
+        every `ANNOUNCED_INTERVAL`.
 
 Rule 5: a mapping that is not renewed counts until its life is over; meanwhile it is asked for again
         at half of what is left.
@@ -28,10 +28,12 @@ from __future__ import annotations
 import enum
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from meshd.errors import BadPacket
 from meshd.portmap import natpmp, pcp, ssdp, upnp
+from meshd.portmap.actions import Ask, Call, Search
+from meshd.portmap.epoch import Epoch
 from meshd.portmap.gateway import behind_nat, reachable
 from meshd.underlay import Timer
 from meshd.wg.types import Endpoint
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from meshd.codec import IPNetwork
+    from meshd.portmap.actions import Action
     from meshd.portmap.gateway import Gateway
 
 LIFETIME = 7200  # seconds; RFC 6886 section 3.3
@@ -54,7 +57,6 @@ RENEW_WAIT_MIN = 15.0
 PAUSE_MIN, PAUSE_MAX = 60.0, 3600.0  # after nobody answered, or the answer was no
 DOUBLE_NAT_PAUSE = 1800.0
 ANNOUNCED_INTERVAL = 10.0
-EPOCH_SLACK = 2.0
 
 
 class Method(enum.StrEnum):
@@ -87,31 +89,6 @@ class _Question(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """Send a datagram to the router's port for PCP and NAT-PMP."""
-
-    datagram: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """Send a datagram to the port for SSDP of the router, or of everybody in the LAN."""
-
-    datagram: bytes
-    target: str
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Have the UPnP process do what a line says; its answer goes to `upnp_answered`."""
-
-    line: bytes
-
-
-Action: TypeAlias = Ask | Search | Call
-
-
-@dataclass(frozen=True, slots=True)
 class Mapping:
     """A port of the router's that leads to ours."""
 
@@ -125,12 +102,12 @@ class MapperView:
     """What is known at present."""
 
     state: State
-    method: Method | None  # by which it is mapped, or was refused
+    method: Method | None  # by which it is mapped
     endpoint: Endpoint | None
     outside: IPv4Address | None  # what the router calls its outside
     gateway: Gateway | None
     expires_at: float | None
-    reason: str  # for REFUSED: in the protocol's word
+    reason: str  # for REFUSED: which protocol said no, and why
 
 
 class Mapper:
@@ -161,7 +138,7 @@ class Mapper:
         self._location: str | None = None
         self._at: float | None = None  # when something is due: a repetition, a renewal, another try
         self._pause = PAUSE_MIN
-        self._epoch: tuple[int, float] | None = None
+        self._epoch = Epoch()
         self._renewed_early_at = float("-inf")
         self._actions: deque[Action] = deque()
         self.bad_packets: Counter[str] = Counter()
@@ -174,7 +151,8 @@ class Mapper:
             return
         self._gateway = gateway
         self._mapping = self._question = None
-        self._epoch = self._location = self._outside = None
+        self._location = self._outside = None
+        self._epoch.forget()
         self._pause = PAUSE_MIN
         if gateway is None or not behind_nat(gateway.source):
             self._state, self._at = State.UNNEEDED, None
@@ -200,10 +178,9 @@ class Mapper:
         except BadPacket as exc:
             self.bad_packets[exc.reason] += 1
             return
-        restarted = isinstance(told, natpmp.ExternalAddress | pcp.Announced) and self._restarted(
-            told.epoch, now
-        )
-        if restarted and now - self._renewed_early_at >= ANNOUNCED_INTERVAL:
+        if not isinstance(told, natpmp.ExternalAddress | pcp.Announced):
+            return
+        if self._epoch.hear(told.epoch, now) and now - self._renewed_early_at >= ANNOUNCED_INTERVAL:
             self._renewed_early_at = now
             self._ask_again(now)
 
@@ -255,8 +232,8 @@ class Mapper:
         self._state = State.RELEASED
         if mapping is not None:
             self._end(mapping, now)
-        elif self._question is None:
-            self._at = None
+        elif self._question not in {_Question.MAP, _Question.CALL}:
+            self._question = self._at = None
         # What is on its way to be granted is ended when it is.
 
     def handle_timer(self, now: float) -> None:
@@ -300,12 +277,12 @@ class Mapper:
         mapping = self._mapping
         return MapperView(
             state=self._state,
-            method=self._method if mapping or self._state is State.REFUSED else None,
+            method=None if mapping is None else mapping.method,
             endpoint=self.endpoint,
             outside=self._outside,
             gateway=self._gateway,
             expires_at=None if mapping is None else mapping.expires_at,
-            reason=self._reason,
+            reason=self._reason if self._state is State.REFUSED else "",
         )
 
     # Questions
@@ -399,7 +376,7 @@ class Mapper:
         asked = self._question is _Question.MAP and self._method is Method.PCP
         match answer:
             case pcp.Mapped() if asked and answer.nonce == self._nonce:
-                self._epoch = answer.epoch, now
+                self._epoch.hear(answer.epoch, now)
                 if self._answers(answer.internal_port, answer.lifetime):
                     address = answer.external_address
                     self._granted(address, answer.external_port, answer.lifetime, now)
@@ -417,12 +394,12 @@ class Mapper:
             case natpmp.Refused(natpmp.Result.UNSUPPORTED_VERSION) if older and self._wanted:
                 self._ask(Method.NAT_PMP, _Question.ADDRESS, now)
             case natpmp.ExternalAddress() if asked and self._question is _Question.ADDRESS:
-                self._epoch = answer.epoch, now
+                self._epoch.hear(answer.epoch, now)
                 self._outside = answer.address
                 self._ask(Method.NAT_PMP, _Question.MAP, now)
             case natpmp.Mapped() if asked and self._question is _Question.MAP:
                 assert self._outside is not None
-                self._epoch = answer.epoch, now
+                self._epoch.hear(answer.epoch, now)
                 if self._answers(answer.internal_port, answer.lifetime):
                     self._granted(self._outside, answer.external_port, answer.lifetime, now)
             case natpmp.Refused() if asked and self._question is not None:
@@ -498,18 +475,6 @@ class Mapper:
             self._state = State.REFUSED if self._reason else State.SILENT
             self._at = now + self._pause * (0.75 + 0.5 * self._rng.random())
             self._pause = min(2 * self._pause, PAUSE_MAX)
-
-    def _restarted(self, epoch: int, now: float) -> bool:
-        """Whether the router has lost its mappings since it last said its epoch."""
-        before, self._epoch = self._epoch, (epoch, now)
-        if before is None:
-            return False
-        ours, theirs = now - before[1], float(epoch - before[0])
-        return (
-            theirs < -1.0
-            or ours + EPOCH_SLACK < theirs * 15 / 16
-            or theirs + EPOCH_SLACK < ours * 15 / 16
-        )
 
 
 def _decode_untrusted(data: bytes) -> pcp.Answer | natpmp.Answer:

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from meshd.portmap import natpmp, pcp, ssdp, upnp
+from meshd.portmap.actions import Ask, Call, Search
 from meshd.portmap.gateway import Gateway
 from meshd.portmap.mapper import (
     ANNOUNCED_INTERVAL,
@@ -15,11 +16,8 @@ from meshd.portmap.mapper import (
     PAUSE_MAX,
     PORTS_TRIED_MAX,
     TRIES_MAX,
-    Ask,
-    Call,
     Mapper,
     Method,
-    Search,
     State,
 )
 from meshd.wg.types import Endpoint
@@ -408,6 +406,17 @@ def test_a_router_that_does_not_listen_keeps_nobody_from_leaving():
         for _ in range(TRIES_MAX):
             world.wait()
         assert world.mapper.done
+
+
+def test_who_leaves_before_the_router_was_asked_for_anything_is_done_at_once():
+    world = World()
+    world.to_upnp()
+    world.mapper.actions()
+
+    world.mapper.release(world.now)
+
+    assert world.mapper.done
+    assert world.mapper.get_timer().at == float("inf")
 
 
 def test_a_mapping_by_upnp_is_ended_by_upnp():
