@@ -180,7 +180,8 @@ def _nebula(a: Node, b: Node, c: Node, way: str) -> Iterator[str]:
             config = folder / f"{name}.json"
             settings = _nebula_settings(folder, node, c, addresses, relayed=way == "relayed")
             config.write_text(json.dumps(settings))  # JSON is YAML
-            opened.callback(_end, node.popen(["nebula", "-config", str(config)]))
+            argv = ["nebula", "-config", str(config)]
+            opened.callback(_end, node.popen(argv, stderr=subprocess.DEVNULL))
         yield addresses[b.name]
 
 
@@ -200,7 +201,11 @@ def _nebula_settings(
             "key": str(folder / f"{node.name}.key"),
         },
         "static_host_map": {hub: [f"{c.ipv4.ip}:{NEBULA_PORT}"]},
-        "lighthouse": {"am_lighthouse": is_relay, "hosts": [] if is_relay else [hub]},
+        "lighthouse": {
+            "am_lighthouse": is_relay,
+            "hosts": [] if is_relay else [hub],
+            "local_allow_list": {"0.0.0.0/0": True, "::/0": False},
+        },
         "listen": {"host": "0.0.0.0", "port": NEBULA_PORT},
         "punchy": {"punch": True},
         "relay": relay,
