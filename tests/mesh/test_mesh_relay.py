@@ -164,7 +164,9 @@ def test_a_relay_carries_ciphertext_that_it_cannot_open():
         lab.form()
         pattern = PLAINTEXT.hex()
         ping = ["ping", "-c", "20", "-i", "0.01", "-p", pattern, lab.mesh.address(lab.b)]
-        assert "20 received" in lab.a.run(ping).stdout
+        wait_until(
+            lambda: "20 received" in lab.a.run(ping).stdout, "20 of 20 pings", timeout=PATIENCE
+        )
         keys = {
             node: WireGuardKey.parse(node.status()["self"]["public_key"])
             for node in (lab.a, lab.b, lab.relay)
