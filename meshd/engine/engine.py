@@ -49,6 +49,8 @@ from meshd.engine.handover import (
     split,
 )
 from meshd.engine.invites import Invites
+from meshd.engine.membership import Membership
+from meshd.engine.planning import Planning
 from meshd.engine.presence import Presence
 from meshd.engine.preshared import Preshared
 from meshd.engine.reactions import Reactions
@@ -61,14 +63,11 @@ from meshd.engine.revoking import Revoking
 from meshd.engine.rotation import Rotation
 from meshd.engine.takings import Takings
 from meshd.errors import BadPacket
-from meshd.gossip.claim import MemberState
 from meshd.gossip.node import Node
-from meshd.keys import NodeId
 from meshd.path.agent import Agent
-from meshd.plan.plan import PlannedMember, PlannedSelf, make_plan
 from meshd.trust.credential import verify_chain_untrusted
-from meshd.trust.fact import ABOUT_ONE_NODE, DECISIVE, FactKind
-from meshd.trust.ledger import MEMBERS_MAX, NO_ROOM, Ledger, Outcome
+from meshd.trust.fact import DECISIVE, FactKind
+from meshd.trust.ledger import MEMBERS_MAX, Ledger
 from meshd.underlay import DatagramType, Timer, datagram_type_untrusted
 from meshd.wg.types import DeviceStatus
 
@@ -86,7 +85,7 @@ if TYPE_CHECKING:
     from meshd.engine.revoking import Draft
     from meshd.engine.rotation import WireGuardKeys
     from meshd.engine.sealing import Draft as SealingDraft
-    from meshd.keys import MeshKey, NodeKey
+    from meshd.keys import MeshKey, NodeId, NodeKey
     from meshd.plan.plan import DesiredState
     from meshd.preshared.kem import Kem
     from meshd.relay.hello import RelayOutgoing
@@ -95,8 +94,6 @@ if TYPE_CHECKING:
     from meshd.trust.standing import Standing
     from meshd.underlay import Outgoing
     from meshd.wg.types import Endpoint
-
-_LIVE = {MemberState.ALIVE, MemberState.SUSPECT}
 
 
 class Engine:
@@ -120,15 +117,15 @@ class Engine:
         self.bad_packets: Counter[str] = Counter()
         self.swamped = False  # by datagrams on the underlay: set by the driver
         self.device = DeviceStatus(private_key=None, listen_port=0, fwmark=0)
-        self.key_conflicts: tuple[NodeId, ...] = ()  # members without a tunnel: see the plan
         self._events: deque[Event] = deque()
         self._overlay: list[tuple[bytes, IPv6Address]] = []
+        self.membership = Membership(self)
+        self.planning = Planning(self)
         self.clones = Clones(self, rng=rng, now=now, wall=wall)
         self.presence = Presence(self, sequence=memory.sequence)
         self.carriage = Carriage(self, now=now)
         self.rekeying = Rekeying(self, rng=rng)
         self.rekeyed = Rekeyed(self)
-        self._nodes_by_ipv6: dict[IPv6Address, NodeId] = {}
         self.path = Agent(
             identity.node_key,
             identity.mesh,
@@ -140,7 +137,7 @@ class Engine:
             now=now,
         )
         for fact in memory.facts:
-            self._remember(fact, wall)
+            self.membership.remember(fact, wall)
         self.gossip = Node(
             identity.node_key,
             identity.mesh,
@@ -150,7 +147,7 @@ class Engine:
             now=now,
             incarnation=memory.incarnation,
         )
-        self._reactions = Reactions(self, now=now)
+        self.reactions = Reactions(self, now=now)
         while self.gossip.next_event() is not None:
             pass  # those we remember have not just joined
         self.entry = Entry(self, rng=rng, now=now, wall=wall)
@@ -187,8 +184,7 @@ class Engine:
             Handover.REKEY_VERDICT: self.rekeying,
         }
         self.revoking.judge()
-        for node in self.ledger.members():
-            self.take_member(node, now)
+        self.membership.take_all(now)
         self._settle(now, wall)
 
     # Inputs
@@ -259,11 +255,11 @@ class Engine:
         self, datagram: bytes, source: IPv6Address, now: float, wall: float
     ) -> None:
         """Handle a datagram from the tunnel of the member whose address `source` is."""
-        node = self._nodes_by_ipv6.get(source)
+        node = self.membership.at(source)
         if node is None:
             self.bad_packets["overlay source is no member"] += 1
             return
-        self._reactions.traffic.note_own(node, datagram)
+        self.reactions.traffic.note_own(node, datagram)
         if is_handover(datagram):
             if self._handovers.take(node, now):
                 kind, _ = split(datagram)
@@ -276,7 +272,7 @@ class Engine:
 
     def overlay_unreachable(self, address: IPv6Address, now: float, wall: float) -> None:
         """Take the word of a member's kernel, through its tunnel, that nobody gossips there."""
-        node = self._nodes_by_ipv6.get(address)
+        node = self.membership.at(address)
         if node is not None and not self.rekeyed.switches(node, now):
             self.gossip.unreachable(node, now)
             self._settle(now, wall)
@@ -288,7 +284,7 @@ class Engine:
 
         None: the connection is not worth an answer.
         """
-        node = self._nodes_by_ipv6.get(source)
+        node = self.membership.at(source)
         if node is None:
             self.bad_packets["overlay source is no member"] += 1
             return None
@@ -376,18 +372,18 @@ class Engine:
                 self.preshared.peer_observed(node, peer, wall)
             if peer is not None and peer.endpoint is not None:
                 self.path.endpoint_observed(node, peer.endpoint, now)
-        self._reactions.contact_ready(now)
+        self.reactions.contact_ready(now)
         self.rotation.device_observed(device, now)
         self.clones.device_observed(device)
-        self._reactions.take_counters(device, now)
+        self.reactions.take_counters(device, now)
         self._settle(now, wall)
 
     def counters_observed(self, device: DeviceStatus | None, now: float, wall: float) -> None:
         """Take what the device's counters are, after `wants_look`; None if it cannot be read."""
         if device is None:
-            self._reactions.give_up_counters(now)
+            self.reactions.give_up_counters(now)
             return
-        self._reactions.take_counters(device, now)
+        self.reactions.take_counters(device, now)
         self._settle(now, wall)
 
     def ping(self, node: NodeId, now: float) -> int:
@@ -446,10 +442,7 @@ class Engine:
 
     def forget(self, node: NodeId, now: float, wall: float) -> None:
         """Drop what is known of a member.  It comes back if it is alive after all."""
-        for each in self.ledger.lineage.line(node):  # or one that it was before would be back
-            self.ledger.forget(each)
-            self.gossip.forget(each, now)
-            self._record_gone(each, now)
+        self.membership.forget(node, now)
         self._settle(now, wall)
 
     # Outputs
@@ -474,7 +467,7 @@ class Engine:
         datagrams, self._overlay = self._overlay, []
         for datagram, node in self.gossip.datagrams_to_send():
             datagrams.append((datagram, self.ipv6_of(node)))
-        self._reactions.note_own(datagrams)
+        self.reactions.note_own(datagrams)
         return [] if self.clones.silent else datagrams
 
     def streams_to_open(self) -> list[OverlayStream]:
@@ -486,7 +479,7 @@ class Engine:
 
     def wants_look(self, now: float) -> bool:
         """Return whether the device is to be observed now, for `counters_observed`."""
-        return now >= self._reactions.look_at
+        return now >= self.reactions.look_at
 
     def next_event(self) -> Event | None:
         """Take the oldest event."""
@@ -512,44 +505,29 @@ class Engine:
             self.rotation.get_timer(),
             self.relays.get_timer(),
             self.rekeying.get_timer(),
-            Timer(self._reactions.look_at, "look at the device"),
+            Timer(self.reactions.look_at, "look at the device"),
         )
         soonest = min((timer for timer in timers if timer is not None), key=lambda timer: timer.at)
         return Timer(soonest.at, str(soonest.reason))
 
     def desired_state(self) -> DesiredState:
         """Return what the kernel should hold, by all that is known at present."""
-        plan = make_plan(
-            PlannedSelf(
-                mesh=self.identity.mesh,
-                private_key=self.identity.wireguard_key,
-                listen_port=self.config.listen_port,
-                fwmark=self.config.fwmark,
-                ipv4=self.presence.ipv4,
-                ipv4_prefix=self.identity.ipv4_prefix,
-                ipv6=self.identity.ipv6,
-                retired_ipv4=self.presence.retired,
-            ),
-            (
-                self._planned(node, standing)
-                for node, standing in self.others()
-                if not self._reactions.has_left(node)
-                and not self.clones.silent
-                and standing.record.wireguard_key not in self.clones.removed
-            ),
-        )
-        self.key_conflicts = plan.key_conflicts
-        return plan
+        return self.planning.desired_state()
 
     # Views
 
+    @property
+    def key_conflicts(self) -> tuple[NodeId, ...]:
+        """Members without a tunnel, by the last plan: another one has the same key."""
+        return self.planning.key_conflicts
+
     def is_member_address(self, address: IPv6Address) -> bool:
         """Return whether an overlay address is another member's."""
-        return address in self._nodes_by_ipv6
+        return self.membership.at(address) is not None
 
     def member_at(self, address: IPv6Address) -> NodeId | None:
         """Return the member whose overlay address that is, if it is another one's."""
-        return self._nodes_by_ipv6.get(address)
+        return self.membership.at(address)
 
     def others(self) -> list[tuple[NodeId, Standing]]:
         """Return all admitted members but ourselves, in the order of their ids."""
@@ -614,18 +592,7 @@ class Engine:
         `at_once`: it begins here, and all are to hear of it before all else.
         Returns what the ledger holds under its key from here on, None if it has no room.
         """
-        merge = self.ledger.merge_untrusted(kind, blob, wall)
-        for node in merge.evicted:
-            self.gossip.forget(node, now)
-            self.record_evicted(node, now)
-        if merge.outcome is Outcome.FULL:
-            self.bad_packets[NO_ROOM] += 1
-        if merge.fact is not None and merge.outcome is Outcome.EQUIVOCATION:
-            self.clones.equivocation(NodeId(merge.fact.key), now)
-        if merge.fact is not None and merge.changed:
-            self.gossip.fact_added(merge.fact, now, at_once=at_once)
-            self.fact_changed(merge.fact, now)
-        return merge.fact
+        return self.membership.learn(kind, blob, now, wall, at_once=at_once)
 
     def become(self, identity: Identity, now: float) -> None:
         """Take on what the mesh has granted or taught us."""
@@ -642,13 +609,6 @@ class Engine:
         self.renewal.begin(now)
         self._emit(events.Admitted(identity))
 
-    def standings_changed(self, now: float) -> None:
-        """Act on standings that are others without a new fact: a root has ended."""
-        for node in self.ledger.members():
-            self.take_member(node, now)
-        self.gossip.members_changed(now)
-        self.replan()
-
     # Settling: the events of each core are inputs of the others
 
     def _settle(self, now: float, wall: float) -> None:
@@ -656,10 +616,10 @@ class Engine:
         while busy:
             busy = False
             while (gossip_event := self.gossip.next_event()) is not None:
-                self._reactions.on_gossip(gossip_event, now)
+                self.reactions.on_gossip(gossip_event, now)
                 busy = True
             while (path_event := self.path.next_event()) is not None:
-                self._reactions.on_path(path_event, now, wall)
+                self.reactions.on_path(path_event, now, wall)
                 busy = True
             busy = self.entry.settle(now, wall) or busy
             busy = self.admission.settle(now, wall) or busy
@@ -668,101 +628,6 @@ class Engine:
             busy = self.approval.settle() or busy
             busy = self.relays.settle(now, wall) or busy
             busy = self.presence.refresh(now, wall) or busy
-
-    # Facts
-
-    def _remember(self, fact: Fact, wall: float) -> None:
-        try:
-            self.ledger.merge_untrusted(fact.kind, fact.blob, wall)
-        except BadPacket as exc:
-            # A damaged row: others have it, and whatever verifies is as good as ever.
-            self.bad_packets[f"from our own disk: {exc.reason}"] += 1
-
-    def fact_changed(self, fact: Fact, now: float) -> None:
-        """Act on a fact that the ledger has taken in."""
-        self._emit(events.FactChanged(fact))
-        self.following.fact_changed(fact, now)
-        self.rekeyed.fact_changed(fact, now)
-        if fact.kind is FactKind.BOOTSTRAP_EPOCH:
-            self.epochs.epoch_changed(now)
-        elif fact.kind in ABOUT_ONE_NODE:
-            self.take_member(NodeId(fact.key), now)
-        else:
-            # A revocation, or an invite that was used twice: anybody's standing may have changed.
-            self.revoking.judge(fact)
-            for node in self.ledger.members():
-                self.take_member(node, now)
-        self.presence.due = True
-        self.replan()
-
-    def take_member(self, node: NodeId, now: float) -> None:
-        """Act on what the ledger holds of a node."""
-        standing = self.ledger.standing(node)
-        self.invites.standing_changed(node, standing)
-        if node == self.identity.node:
-            if standing is not None:
-                self.presence.met_elsewhere(standing, now)
-        elif standing is not None and standing.admitted:
-            self.rekeyed.took(node, now)
-            self._nodes_by_ipv6[self.ipv6_of(node)] = node
-            record = standing.record
-            self.clones.heard(record, now)
-            self.carriage.record_changed(record, now)
-            self.path.update_peer(
-                node,
-                record.candidates,
-                sequence=record.sequence,
-                now=now,
-                record=standing.blob,
-                preshared=self.preshared.add(node, now),
-            )
-            self.rotation.member_says(node, record, now)
-        else:
-            self.drop_member(node, now)
-
-    def record_evicted(self, node: NodeId, now: float) -> None:
-        """Act on a record that the ledger has dropped for another."""
-        if self.ledger.standing(node) is None:  # it may have come back since
-            self.notice(
-                "record-evicted",
-                node,
-                "is shown no more: the mesh holds as many records as it can, and others rank "
-                "before it; `meshctl forget` those that are gone, or revoke whoever made them up",
-            )
-            self._record_gone(node, now)
-
-    def _record_gone(self, node: NodeId, now: float) -> None:
-        self.drop_member(node, now)
-        self._emit(events.RecordForgotten(node))
-
-    def drop_member(self, node: NodeId, now: float) -> None:
-        """Forget a node that is no member any more."""
-        self.rekeyed.dropping(node)
-        self._nodes_by_ipv6.pop(self.ipv6_of(node), None)
-        self._reactions.member_dropped(node)
-        self.carriage.member_dropped(node, now)
-        self.rotation.member_dropped(node)
-        self.relays.member_dropped(node)
-        self.presence.due = True  # the address it had may be free for us, or another
-        self.preshared.remove(node)
-        self.path.remove_peer(node, now)
-        self.replan()
-
-    # Plan
-
-    def _planned(self, node: NodeId, standing: Standing) -> PlannedMember:
-        view = self.gossip.member(node)
-        return PlannedMember(
-            node=node,
-            admitted_at=standing.admitted_at,
-            wireguard_key=standing.record.wireguard_key,
-            ipv4=self.presence.addresses.get(node),
-            ipv6=self.ipv6_of(node),
-            preshared_key=self.preshared.preshared_key(node),
-            live=view is not None and view.state in _LIVE,
-            endpoint=self.path.endpoint(node),
-            keepalive=self.path.keepalive(node),
-        )
 
     # Events
 

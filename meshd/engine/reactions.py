@@ -69,7 +69,7 @@ class Reactions:
                     self._engine.notice("member-joined", node, "joined the mesh")
                     self._engine.takings.joined(node)
             case gossip_events.MemberRemoved(node):
-                self._engine.drop_member(node, now)
+                self._engine.membership.drop(node, now)
             case gossip_events.MemberStateChanged(node, _, after, incarnation, cause):
                 self._on_state(node, after, incarnation, cause, now)
             case gossip_events.PathFault(node, via):
@@ -84,9 +84,9 @@ class Reactions:
             case gossip_events.EvidenceWanted(node):
                 self.counters.want(node, now)
             case gossip_events.FactLearned(fact, _):
-                self._engine.fact_changed(fact, now)
+                self._engine.membership.fact_changed(fact, now)
             case gossip_events.RecordEvicted(node):
-                self._engine.record_evicted(node, now)
+                self._engine.membership.record_evicted(node, now)
             case gossip_events.EquivocationSeen(fact, _):
                 self._engine.clones.equivocation(NodeId(fact.key), now)
             case gossip_events.IncarnationRaised(incarnation):
@@ -141,6 +141,9 @@ class Reactions:
                 )
             case path_events.KeepaliveChanged():
                 self._engine.replan()
+            case path_events.Insist():
+                self._engine.replan()
+                self._engine.emit(events.HurryDevice())
             case path_events.PeerReady(node, rtt):
                 self.traffic.wake(now)
                 self._ready[node] = rtt
@@ -271,4 +274,4 @@ class Reactions:
             self._engine.bad_packets["record under a root that has ended"] += 1
             return
         self._returned(source)
-        self._engine.take_member(source, now)
+        self._engine.membership.take(source, now)

@@ -40,6 +40,7 @@ Its parts, each in a module of its own, share the peers and the pairs, and `sele
     prober         what is said             relaying   ports of relays, and when they are wanted
     hearing        what is heard            watching   the path in use, while it carries traffic
     surroundings   our addresses, our NAT   upgrading  planned moves
+    roaming        us, or the peer, elsewhere
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ from meshd.path.pair import Pair
 from meshd.path.peer import Peer, rank
 from meshd.path.prober import Prober
 from meshd.path.relaying import Relaying
+from meshd.path.roaming import Roaming
 from meshd.path.schedule import Schedule
 from meshd.path.surroundings import Surroundings
 from meshd.path.upgrading import Upgrading
@@ -120,6 +122,7 @@ class Agent:
         self.upgrading = Upgrading(self, key.id)
         self.watching = Watching(self)
         self._hearing = Hearing(self, now=now)
+        self._roaming = Roaming(self)
         self._schedule: Schedule[NodeId] = Schedule()
         self._paced_until = now
         self._events: deque[Event] = deque()
@@ -176,16 +179,16 @@ class Agent:
             for pair in peer.pairs.values():
                 if pair.local not in local:
                     pair.local = None
-        self._begin_anew(now)
+        self._roaming.begin_anew(now)
 
     def routes_changed(self, now: float) -> None:
         """Take that the way out is another: prove anew what does not stay within a LAN."""
         self.surroundings.way_changed(now)
-        self._begin_anew(now, but=PathClass.LAN)
+        self._roaming.begin_anew(now, but=PathClass.LAN)
 
     def resumed(self, now: float) -> None:
         """Take that the machine has slept: nothing that was proven before says anything."""
-        self._begin_anew(now)
+        self._roaming.begin_anew(now)
 
     def rekey(self, bootstrap_key: BootstrapKey, older: BootstrapKey | None) -> None:
         """Take the present bootstrap key, and the one before."""
@@ -316,33 +319,10 @@ class Agent:
             self.demand_proof(peer, now)
 
     def endpoint_observed(self, node: NodeId, endpoint: Endpoint, now: float) -> None:
-        """Take the endpoint that the kernel has for a peer.
-
-        When WireGuard has moved it, an authenticated packet came from there, and that is where the
-        peer is.  An observation that only repeats the last one says nothing: what we selected in
-        between may not have been applied yet.  Unless it was long ago: then packets that were on
-        their way have moved it back.
-        """
+        """Take the endpoint that the kernel has for a peer."""
         peer = self.peers.get(node)
-        if peer is None:
-            return
-        selected = peer.selected
-        settled = now - peer.selected_at >= self.config.settle_time
-        if endpoint == peer.in_kernel and not settled:
-            return
-        first, repeated = peer.in_kernel is None, endpoint == peer.in_kernel
-        peer.in_kernel = endpoint
-        if not self.fence.allows(endpoint):
-            return
-        if selected is not None and (selected.endpoint == endpoint or first):
-            return
-        pair = peer.pair_of_endpoint(endpoint)
-        if repeated and selected is not None:
-            selected.losses += 1  # the move did not last: rarely tried again
-        pair.proven_at = max(pair.proven_at, now)
-        self.select(peer, pair, "peer roamed", now)
-        self.announce(peer)
-        self.search(peer, now)
+        if peer is not None:
+            self._roaming.endpoint_observed(peer, endpoint, now)
 
     def traffic(self, node: NodeId, now: float, *, lasts: float) -> None:
         """Take that a peer's tunnel carries something besides what meshd sends, and may go on."""
@@ -421,6 +401,11 @@ class Agent:
         peer = self.peers.get(node)
         return None if peer is None or peer.selected is None else peer.selected.endpoint
 
+    def insists(self, node: NodeId) -> bool:
+        """Whether WireGuard is to have the endpoint chosen, wherever it has moved to by itself."""
+        peer = self.peers.get(node)
+        return peer is not None and peer.insist_until > -math.inf
+
     def keepalive(self, node: NodeId) -> int:
         """Return every how many seconds a living peer is to be sent something; 0 for never."""
         peer = self.peers.get(node)
@@ -476,7 +461,10 @@ class Agent:
         assert pair.endpoint is not None
         assert self.fence.allows(pair.endpoint)
         before = None if peer.selected is None else peer.selected.endpoint
+        if peer.selected is None:
+            peer.found_at = now
         if pair is not peer.selected:
+            peer.left = peer.selected
             peer.selected, peer.selected_at = pair, now
             peer.attempt = 0
             pair.end_trial()
@@ -495,6 +483,7 @@ class Agent:
             )
         )
         if moved:
+            self.upgrading.moved(peer, now)
             # "uses": so that the other side follows, be it in use or not.
             self.prober.ping(peer, pair, now)
         self.watching.again(peer, now)
@@ -588,24 +577,6 @@ class Agent:
         if peer.selected is not None and not peer.proven and now < grace_ends_at:
             return min(at, grace_ends_at)
         return at
-
-    def _begin_anew(self, now: float, *, but: PathClass | None = None) -> None:
-        """Prove every path anew, except proven ones of a class."""
-        for peer in self.peers.values():
-            for pair in peer.pairs.values():
-                pair.losses = 0
-                if but is not None and pair.path_class is not but:
-                    pair.local = None
-            if peer.selected is not None and not self.surroundings.sees_family(
-                peer.selected.control
-            ):
-                peer.selected.doubt()  # not waited for
-            if but is not None and peer.proven and peer.path_class is but:
-                continue
-            peer.searching_since = now
-            self.watching.again(peer, now)
-            self.demand_proof(peer, now)
-        self.relaying.hello_again(now)
 
     def _ping_in_use(self, peer: Peer, now: float) -> None:
         """Ping by the path in use, by all where none is proven."""

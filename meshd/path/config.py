@@ -43,6 +43,8 @@ class PathConfig:
     relay_linger: float = 10.0  # of ports that are not needed any longer
     spare_linger: float = 60.0  # of the spare after the last traffic
     settle_time: float = 3.0  # after a move, for packets that were on their way by the old path
+    insist_time: float = 1.0  # after a move under traffic, see `upgrading` rule 4
+    insist_interval: float = 0.05
     called_interval: float = 0.5  # between two calls of a peer that are heeded
     call_wait: float = 0.3  # without a direct path, before it is called
     call_interval: float = 2.0  # between two calls to a peer, at first

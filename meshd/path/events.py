@@ -116,6 +116,16 @@ class CallWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Insist:
+    """WireGuard's endpoint has to be written again if it is another one, or not any longer.
+
+    `Agent.insists` says which.  Packets that were on their way by the former path move it back.
+    """
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class KeepaliveChanged:
     """What keeps our NAT's binding for the path to a peer is another interval; 0 is none."""
 
@@ -154,5 +164,6 @@ Event: TypeAlias = (
     | CallWanted
     | PathFailed
     | KeepaliveChanged
+    | Insist
     | BadPacketReceived
 )

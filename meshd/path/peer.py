@@ -60,6 +60,9 @@ class Peer:
         self.pairs: dict[Endpoint, Pair] = {}
         self.selected: Pair | None = None
         self.selected_at = -math.inf
+        self.found_at = -math.inf  # when it was reached for the first time, or again from nothing
+        self.insist_until = -math.inf  # on the endpoint of the pair in use
+        self.left: Pair | None = None  # the pair in use before
         self.nominated: Pair | None = None  # what the peer uses, and we are to, once it is proven
         self.wanted_since = math.inf  # when somebody began to want a path to it
         self.traffic_at = -math.inf  # when its tunnel was last known to carry something
@@ -245,7 +248,7 @@ class Peer:
         if current is None:
             return best, "first answer"
         if current in proven:
-            settled = now >= self.selected_at + grace
+            settled = now >= self.found_at + grace
             better = best.path_class < current.path_class
             return (best, "better path") if better and not settled else None
         # An address that was only heard from has no claim to be waited for, nor one that failed.

@@ -14,6 +14,11 @@ Rule 2: a pair that was lost has to do well for twice as long, each time that it
 
 Rule 3: of relays another one is better if the round trip through it is much shorter, or if the one
         in use is draining.
+
+Rule 4: WireGuard sends to where the last packet came from, so each one that was on its way by the
+        former path moves it back.  Under traffic both sides insist on the new path for a second,
+        twenty times: each time more packets go by the new path and fewer by the former, until none
+        does.  Nothing is lost either way, for both work.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from meshd.path.events import Insist
 from meshd.path.schedule import Schedule
 from meshd.underlay import Timer
 
@@ -47,6 +53,7 @@ class Upgrading:
         self._agent = agent
         self._own = own
         self._due: Schedule[NodeId] = Schedule()
+        self._insisting: Schedule[NodeId] = Schedule()
 
     def nominates(self, peer: Peer) -> bool:
         """Whether planned moves are ours to make."""
@@ -94,9 +101,17 @@ class Upgrading:
             pair.losses = 0
         self.review(peer, now)
 
+    def moved(self, peer: Peer, now: float) -> None:
+        """Take that another path is in use: rule 4."""
+        config = self._agent.config
+        if now - peer.traffic_at < config.spare_linger:
+            peer.insist_until = now + config.insist_time
+            self._insisting.set(peer.node, now + config.insist_interval)
+
     def forget(self, node: NodeId) -> None:
         """End all trials with a peer."""
         self._due.discard(node)
+        self._insisting.discard(node)
 
     def handle_timer(self, now: float) -> None:
         """Ask what is due; move to what has done well."""
@@ -107,11 +122,22 @@ class Upgrading:
                     self._agent.select(peer, pair, "better path", now)
                     break
             self.review(peer, now)
+        while (node := self._insisting.pop_due(now)) is not None:
+            peer = self._agent.peers[node]
+            if now < peer.insist_until:
+                self._insisting.set(node, now + self._agent.config.insist_interval)
+            else:
+                peer.insist_until = -math.inf
+            self._agent.emit(Insist(node))
 
     def get_timer(self) -> Timer | None:
         """Return the soonest deadline and its reason."""
-        due = self._due.soonest()
-        return None if due is None else Timer(due[0], f"a better path to {due[1].short}")
+        timers = []
+        if (due := self._due.soonest()) is not None:
+            timers.append(Timer(due[0], f"a better path to {due[1].short}"))
+        if (due := self._insisting.soonest()) is not None:
+            timers.append(Timer(due[0], f"insist on the path to {due[1].short}"))
+        return min(timers, default=None)
 
     def _try(self, peer: Peer, pair: Pair, now: float) -> bool:
         """Count the last answer, and ask again.  Return whether the pair has done well enough."""

@@ -13,7 +13,7 @@ Rule 3: a member that is believed dead keeps its peer entry, so that it is back 
         packet; it gets no keepalive, which would be a handshake attempt every few seconds for ever.
 
 Rule 4: an endpoint is named only when the path agent has chosen one; WireGuard's own roaming is
-        left alone.
+        left alone, but while the agent insists: just after a move.
 
 Rule 5: the key a member will rotate to is not installed ahead: the member could send by it at once,
         and all of that would be dropped until its addresses had moved (docs/adr/0007).
@@ -55,6 +55,7 @@ class PlannedMember:
     ipv6: IPv6Address
     live: bool  # alive or suspect
     endpoint: Endpoint | None
+    insists: bool = False  # on the endpoint
     keepalive: int = 0  # seconds, where a NAT of ours needs one; 0: none
     preshared_key: PresharedKey | None = None  # 32 zero bytes: none; None: leave what is there
 
@@ -111,6 +112,7 @@ def _peer(member: PlannedMember) -> PeerSpec:
     return PeerSpec(
         allowed_ips=frozenset(allowed_ips),
         endpoint=member.endpoint,
+        insists=member.insists,
         preshared_key=member.preshared_key,
         persistent_keepalive=member.keepalive if member.live else 0,
     )

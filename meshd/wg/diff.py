@@ -13,7 +13,8 @@ Rule 2: an allowed-ip that has an owner before and after has one in between.  Th
         and for those microseconds the peer has none.
 
 Rule 3: WireGuard roams by itself, and what it has seen is newer than what we once decided.  An
-        endpoint is written when it is a new decision, or when the peer has none.
+        endpoint is written when it is a new decision, or when the peer has none; where it is
+        insisted on, whenever the peer has another one.
 
 This module is pure: `meshd.wg.kernel` and `meshd.wg.userspace` observe and apply.
 """
@@ -148,7 +149,8 @@ def _changed(
     replace_allowed_ips: bool,
     allowed_ips: frozenset[IPNetwork],
 ) -> PeerChange | None:
-    endpoint = _endpoint_to_write(spec.endpoint, known.endpoint, applied_endpoint)
+    applied = None if spec.insists else applied_endpoint
+    endpoint = _endpoint_to_write(spec.endpoint, known.endpoint, applied)
     keepalive = _if_changed(spec.persistent_keepalive, known.persistent_keepalive)
     preshared_key = _if_changed_secret(spec.preshared_key, known.preshared_key)
     if not (replace_allowed_ips or allowed_ips) and (endpoint, keepalive, preshared_key) == _UNSET:

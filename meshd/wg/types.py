@@ -33,6 +33,7 @@ class PeerSpec:
 
     allowed_ips: frozenset[IPNetwork]
     endpoint: Endpoint | None = None
+    insists: bool = False  # on the endpoint, where the peer has roamed
     persistent_keepalive: int | None = None  # seconds; 0 turns it off
     preshared_key: PresharedKey | None = None  # 32 zero bytes clear it
 

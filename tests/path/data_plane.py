@@ -43,6 +43,13 @@ class Tunnel:
 
         internet.at(delay, apply)
 
+    def insist(self):
+        def apply():
+            self.endpoint = self.node.agent.endpoint(self.other.key.id)
+
+        if self.node.agent.insists(self.other.key.id):
+            self.node.internet.at(HURRIED_DELAY, apply)
+
     def send(self, packet):
         self.carried += packet.number is not None
         if self.endpoint is not None:

@@ -24,6 +24,7 @@ from meshd.path.candidates import own_candidates
 from meshd.path.events import (
     CallWanted,
     EndpointSelected,
+    Insist,
     PeerReady,
     RecordReceived,
     ReflexiveChanged,
@@ -146,6 +147,8 @@ class Node:
                 case EndpointSelected():
                     self.internet.check(event.endpoint)
                     self.tunnel(self.internet.node(event.node)).choose(event)
+                case Insist():
+                    self.tunnel(self.internet.node(event.node)).insist()
                 case CallWanted():
                     self.call(self.internet.node(event.node))
                 case RelayWanted():

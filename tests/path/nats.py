@@ -1,6 +1,7 @@
 """NATs and firewalls in the terms of RFC 4787, sections 4.1 and 5, and who meets whom."""
 
 import enum
+import itertools
 from dataclasses import dataclass, field
 
 from meshd.wg.types import Endpoint
@@ -19,6 +20,15 @@ class Dependence(enum.Enum):
         if self is Dependence.NOTHING:
             return None
         return remote.address if self is Dependence.ADDRESS else remote
+
+
+# Mapping and filtering as they are found together: one that maps by destination lets in nobody to
+# whom nothing was sent.
+BEHAVIOURS = [
+    (mapping, filtering)
+    for mapping, filtering in itertools.product(Dependence, repeat=2)
+    if Dependence.NOTHING not in {mapping, filtering} or mapping is Dependence.NOTHING
+]
 
 
 @dataclass
@@ -93,10 +103,7 @@ def meets(one, other):
 
 def _gets_in(one, other):
     if one.mapping is not Dependence.NOTHING:
-        # A call names a port that is open to everybody.  The answer comes from another one, which
-        # has to pass, and to be the same for the next answer.
-        steady = one.mapping is Dependence.ADDRESS and one.filtering is Dependence.NOTHING
-        return steady and other.filtering is not Dependence.ADDRESS_AND_PORT
+        return False  # nobody can tell where to
     if one.filtering is Dependence.ADDRESS_AND_PORT:
         return other.mapping is Dependence.NOTHING  # else it could not have sent there before
     return True

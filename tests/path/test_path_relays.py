@@ -7,7 +7,7 @@ import pytest
 from meshd.path.candidates import PathClass
 from meshd.path.events import EndpointSelected, PathFailed, RelayUnwanted, RelayWanted
 from path.internet import INTERNET, Internet
-from path.nats import Dependence, meets
+from path.nats import BEHAVIOURS, Dependence, meets
 
 NONE, ADDRESS, BOTH = Dependence
 SEEDS = range(3)
@@ -15,15 +15,7 @@ SEEDS = range(3)
 EASY = {"mapping": NONE, "filtering": BOTH}  # direct to its like
 HARD = {"mapping": BOTH, "filtering": BOTH}  # never direct to its like
 
-KINDS = list(
-    itertools.combinations_with_replacement(
-        [
-            {"mapping": mapping, "filtering": filtering}
-            for mapping, filtering in itertools.product(Dependence, repeat=2)
-        ],
-        2,
-    )
-)
+KINDS = [{"mapping": mapping, "filtering": filtering} for mapping, filtering in BEHAVIOURS]
 
 
 def pair_behind(one, other, *, seed=0, relays=2, loss=0.0, delay=(0.005, 0.02)):
@@ -89,7 +81,7 @@ def test_two_that_cannot_meet_are_relayed_within_a_second_and_a_half(seed):
     assert same_path(a, b)
 
 
-@pytest.mark.parametrize(("one", "other"), KINDS)
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations_with_replacement(KINDS, 2)))
 def test_whenever_the_nats_let_them_two_end_direct_and_else_relayed(one, other):
     internet, a, b = pair_behind(one, other)
     possible = meets(*(internet.nats[realm] for realm in "xy"))
@@ -142,11 +134,13 @@ def test_nobody_asks_for_relays_for_one_that_is_not_wanted():
 # Planned moves
 
 
-def test_a_better_path_is_moved_to_and_loses_nothing():
-    internet, a, b = pair_behind(EASY, EASY)
+@pytest.mark.parametrize("rate", [5.0, 100.0, 500.0])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_better_path_is_moved_to_and_loses_nothing_however_much_is_on_its_way(seed, rate):
+    internet, a, b = pair_behind(EASY, EASY, seed=seed)
     cut_direct(internet, a, b)
     internet.run_until(lambda: relayed(a, b), within=5)
-    streams = both_ways(internet, a, b)
+    streams = both_ways(internet, a, b, rate)
     internet.run_for(5)
     began = internet.now
 
@@ -157,6 +151,7 @@ def test_a_better_path_is_moved_to_and_loses_nothing():
     assert took > 1.0
     assert direct(a, b)
     assert same_path(a, b)
+    assert len(a.selections(b, since=began)) == 1
     for stream in streams:
         assert stream.lost(since=began, until=internet.now - 0.5) == []
 

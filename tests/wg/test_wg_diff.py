@@ -157,6 +157,17 @@ def test_a_roamed_endpoint_is_not_reverted_to_the_one_applied_before():
     assert reconcile(device, desired, {A: ENDPOINTS[0]}) is None
 
 
+def test_an_endpoint_that_is_insisted_on_is_written_again_and_only_if_it_is_another():
+    desired = spec(A=having(X, endpoint=ENDPOINTS[0], insists=True))
+    device = holding(desired)
+    assert reconcile(device, desired, {A: ENDPOINTS[0]}) is None
+    device.roam(A, ROAMED)
+
+    change = reconcile(device, desired, {A: ENDPOINTS[0]})
+
+    assert change.peers == (PeerChange(A, update_only=True, endpoint=ENDPOINTS[0]),)
+
+
 def test_a_new_decision_moves_a_roamed_endpoint():
     device = holding(spec(A=having(X, endpoint=ENDPOINTS[0])))
     device.roam(A, ROAMED)
