@@ -2,14 +2,14 @@
 
 One mesh has two members of each kind.  The cell in row x and column y is about x1 and y2:
 
-    all are members ─▶ all daemons and interfaces are ended ─▶ they are started again
+    all are members ─▶ daemons and interfaces are ended ─▶ they are started again
                                                                  │
                        x1 pings y2 from then on, 10 times a second:    first packet
                        both are asked how packets between them flow:   settled, when that is
                                                                        what the model says
 
-Time counts from the start of the later of the two daemons.  All at once, it holds the starts of
-all the others, which share this machine's processors, and daemons are forked; one by one takes a
+Time counts from the start of the later of the two daemons.  By blocks, a dozen members start at
+the same time and share this machine's processors, and daemons are forked; one by one takes a
 restart for each cell, holds the start of a Python, and tells what a user would see.
 """
 
@@ -22,7 +22,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from lablib import faults, mesh
 from lablib.daemon import Start, preload
@@ -44,11 +44,13 @@ PING_INTERVAL = 0.1
 KEPT_UP_RATE = 1.0  # pings a second to those that have answered
 FORM_TIMEOUT = 120.0
 SETTLE_TIMEOUT = 60.0
+AT_ONCE_MAX = 6  # kinds, or members that join
 NO_PATH = "none"
 WORDS_MAX = 8  # kinds beyond which a cell has letters instead
 OVER_TCP = " over TCP"
 LETTERS = {"direct": "D", "relayed": "R", "direct over TCP": "DT", "relayed over TCP": "RT"}
 
+T = TypeVar("T")
 Changes: TypeAlias = "Mapping[str, Mapping[str, Sequence[tuple[float, str]]]]"
 
 
@@ -153,7 +155,7 @@ def run(names: Sequence[str], *, name: str, one_by_one: bool = False) -> Grid:
     with Lab(nats(kinds), name=name, how=how) as lab:
         made = Matrix(lab, kinds)
         made.form()
-        return made.one_by_one() if one_by_one else made.all_at_once()
+        return made.one_by_one() if one_by_one else made.by_blocks()
 
 
 class Matrix:
@@ -170,29 +172,32 @@ class Matrix:
         first, *others = self._lab.nodes.values()
         mesh.join(first, *_arguments(self._lab, first), secret=secret, seed=None)
         mesh.wait_answering(first)
-        for node in others:
-            mesh.join(node, *_arguments(self._lab, node), secret=secret, seed=first)
+        for group in _groups(others):
+            for node in group:
+                mesh.join(node, *_arguments(self._lab, node), secret=secret, seed=first)
+            for node in group:
+                mesh.wait_state([first], node.name, "alive", timeout=FORM_TIMEOUT)
         mesh.wait_whole([first, *others], timeout=FORM_TIMEOUT)
         self._addresses = mesh.addresses([first, *others], version=4)
 
-    def all_at_once(self, *, timeout: float = SETTLE_TIMEOUT) -> Grid:
-        """Restart all members and watch all pairs."""
-        return self._grid(self._measure(self._pairs(), timeout))
+    def by_blocks(self, *, timeout: float = SETTLE_TIMEOUT) -> Grid:
+        """For some rows and columns at a time, restart their members and watch all their pairs."""
+        groups = list(_groups(self._kinds))
+        blocks = [
+            list(itertools.product(rows, columns))
+            for rows, columns in itertools.product(groups, groups)
+        ]
+        return self._grid(self._measure(block, timeout) for block in blocks)
 
     def one_by_one(self, *, timeout: float = SETTLE_TIMEOUT) -> Grid:
         """For each pair, restart its two members only."""
-        return self._grid(
-            itertools.chain.from_iterable(self._measure([pair], timeout) for pair in self._pairs())
-        )
+        pairs = itertools.product(self._kinds, self._kinds)
+        return self._grid(self._measure([pair], timeout) for pair in pairs)
 
-    def _pairs(self) -> list[tuple[Kind, Kind]]:
-        return list(itertools.product(self._kinds, self._kinds))
-
-    def _grid(self, cells: Iterable[Cell]) -> Grid:
-        return Grid(
-            kinds=tuple(kind.name for kind in self._kinds),
-            cells={(cell.source, cell.target): cell for cell in cells},
-        )
+    def _grid(self, measured: Iterable[Sequence[Cell]]) -> Grid:
+        cells = {(cell.source, cell.target): cell for block in measured for cell in block}
+        names = tuple(kind.name for kind in self._kinds)
+        return Grid(names, {pair: cells[pair] for pair in itertools.product(names, names)})
 
     def _measure(self, pairs: Sequence[tuple[Kind, Kind]], timeout: float) -> list[Cell]:
         """Restart the members of these pairs and watch them until they are what is expected."""
@@ -290,6 +295,12 @@ class _Pair:
             elif at >= began_at:
                 settled_at = min(settled_at, at)
         return settled_at
+
+
+def _groups(things: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Part what would be too much at once for this machine's processors."""
+    for first in range(0, len(things), AT_ONCE_MAX):
+        yield things[first : first + AT_ONCE_MAX]
 
 
 def _settled(pairs: Sequence[_Pair]) -> bool:
