@@ -109,6 +109,7 @@ class RelayShell:
         self._forwarder = Forwarder(self._on_hello, fwmark=fwmark)
         self._keeper = keeper
         self._begun = trio.Event()  # there are ports
+        self._ports_max = 0  # for which there are descriptors
         self._hellos: deque[Hello] = deque()
         self._hello_came = trio.Event()
         self._hellos_lost = 0
@@ -124,10 +125,11 @@ class RelayShell:
             self._forwarder.shut(port)
         missing = [port for port in ports if port not in self._forwarder.ports]
         if missing and not self._begun.is_set():
-            raise_descriptor_limit(self._range.last - self._range.first + 1)
+            self._ports_max = raise_descriptor_limit(self._range.last - self._range.first + 1)
             self._begun.set()
         for port in missing:
-            if not self._forwarder.open(port):
+            room = len(self._forwarder.ports) < self._ports_max
+            if not room or not self._forwarder.open(port):
                 self._taken.add(port)
                 self._hello_came.set()
 
@@ -158,8 +160,9 @@ class RelayShell:
         self._forwarder.close()
 
     def remove(self) -> None:
-        """Take everything down: this node has left."""
-        self._forwarder.close()
+        """Take everything down: this node has left.  Its tasks go on, with nothing to do."""
+        self._forwarder.set_flows(frozenset())
+        self.set_ports(frozenset())
         try:
             if self._keeper is not None:
                 self._keeper.remove()

@@ -7,7 +7,9 @@ import time
 
 import pytest
 import trio
+import trio.testing
 
+from meshd.daemon import relay
 from meshd.daemon.driver import REFUSED_DUTY_MAX
 from meshd.daemon.relay import HELLOS_MAX, RelayShell
 from meshd.daemon.relay_keeper import (
@@ -20,6 +22,7 @@ from meshd.daemon.relay_keeper import (
 from meshd.daemon.relay_kernel import RelayKernel
 from meshd.errors import DeviceError
 from meshd.net import relay_nft
+from meshd.net.forwarder import is_free
 from meshd.net.forwarding import Note, pack_note, unpack_note
 from meshd.net.relay_nft import FlowCount, Observed
 from meshd.relay.hello import RelayOutgoing
@@ -292,6 +295,27 @@ async def test_a_hello_goes_to_the_engine_and_its_answer_leaves_from_the_same_po
             shell.send(RelayOutgoing(b"pong", source, port, local))
 
             assert member.recvfrom(100) == (b"pong", ("127.0.0.1", ports.first))
+
+
+async def test_after_leaving_no_port_is_open_and_the_tasks_go_on():
+    ports = free_ports(2)
+    async with relaying(ports) as (shell, _):
+        shell.set_ports(frozenset(ports))
+        await trio.testing.wait_all_tasks_blocked()
+        shell.remove()
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert is_free(ports.first)
+        assert is_free(ports.last)
+
+
+async def test_ports_for_which_there_are_no_descriptors_are_told_to_the_engine(monkeypatch):
+    ports = free_ports(3)
+    monkeypatch.setattr(relay, "raise_descriptor_limit", lambda _: 2)
+    async with relaying(ports) as (shell, engine):
+        shell.set_ports(frozenset(range(ports.first, ports.last + 1)))
+
+        await promptly(lambda: len(engine.taken) == 1)
 
 
 async def test_hellos_that_prove_nothing_leave_others_their_turn():

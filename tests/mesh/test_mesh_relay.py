@@ -261,8 +261,8 @@ def test_leaving_puts_everything_back():
         assert lab.relay.run(["sh", "-c", FORWARDING]).stdout != before
 
         lab.relay.meshctl("leave")
-        lab.relay.process.wait(PATIENCE)
 
+        assert lab.relay.process.wait(PATIENCE) == 0
         assert lab.relay.run(["sh", "-c", FORWARDING]).stdout == before
         assert tables(lab.relay) == {}
 
