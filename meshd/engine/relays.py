@@ -8,12 +8,14 @@
     standings: no member       ─▶ └─────────────┘ ─▶ events: ports, maps, what to keep
 
 Rule 1: only who has the right of it in its credential relays, and says so in its record; and a
-        node says so by itself only where it has a public address of its own: the ports of relays
-        are on no router that leads here.
+        node says so by itself only where it has a public address of its own, at which somebody has
+        come in unasked: the ports of relays are on no router that leads here, and open in no
+        firewall that waits for us to speak first.
 
 Rule 2: both members of a pair are members; whoever stops being one, or leaves, loses all at once.
 
-Rule 3: a restart takes up what is on disk, which is what the kernel still forwards.
+Rule 3: a restart takes up what is on disk, which is what the kernel still forwards.  Members keep
+        nothing of that, so a relay tells those that have been started again.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from meshd.errors import BadPacket
 from meshd.gossip.claim import MemberState
 from meshd.path import events as path_events
 from meshd.path.candidates import PRIVATE_NETWORKS
+from meshd.path.nat import Filtering
 from meshd.relay.allocations import Allocations, Refusal
 from meshd.relay.client import Client, Offered, RelayView, Withdrawn
 from meshd.relay.hello import Greeter
@@ -62,7 +65,7 @@ if TYPE_CHECKING:
     from meshd.relay.allocations import Allocation, AllocationStatistics, StoredAllocation
     from meshd.relay.hello import HelloStatistics, RelayOutgoing
     from meshd.trust.credential import Credential
-    from meshd.trust.record import Candidate
+    from meshd.trust.record import Candidate, Record
     from meshd.trust.standing import Standing
 
 _PathEvent: TypeAlias = (
@@ -82,7 +85,6 @@ _KINDS: Mapping[Handover, tuple[type[Message], Callable[[bytes], Message]]] = {
 }
 HANDOVERS = tuple(_KINDS)
 _MARKS = {type_: kind for kind, (type_, _) in _KINDS.items()}
-_REACHED = {MemberState.ALIVE, MemberState.SUSPECT}
 _NOT_PUBLIC = (*PRIVATE_NETWORKS, IPv4Network("100.64.0.0/10"))  # RFC 6598: inside providers
 
 
@@ -110,6 +112,8 @@ class Relays:
             rng=rng,
         )
         self._client = Client()
+        self._open: dict[IPAddress, None] = {}  # ours, at which somebody came in unasked
+        self._runs: dict[NodeId, int] = {}  # of each member's daemon, by its record
         self._stranger_datagrams = 0
         self._ports_revision = 0  # as last told
         self._flows_revision = -1
@@ -124,10 +128,17 @@ class Relays:
         wanted = self._engine.config.relay
         if not credential.relay or wanted is False or self._allocations.draining:
             return False
-        return wanted is True or any(
-            candidate.kind is CandidateKind.HOST and _is_public(candidate.address)
+        public = {
+            candidate.address: None
             for candidate in candidates
-        )
+            if candidate.kind is CandidateKind.HOST and _is_public(candidate.address)
+        }
+        self._open = {
+            address: None
+            for address in public
+            if address in self._open or self._is_open(address.version)
+        }
+        return wanted is True or bool(self._open)
 
     def receive_handover(self, datagram: bytes, source: NodeId, now: float, wall: float) -> None:
         """Handle what a member says through its tunnel."""
@@ -182,6 +193,14 @@ class Relays:
         """Take the present bootstrap key, and the one before."""
         self._greeter.rekey(bootstrap_key, older)
 
+    def member_says(self, node: NodeId, record: Record, now: float) -> None:
+        """Tell a member what it has here once more, if it has been started again: it forgot."""
+        before = self._runs.get(node)
+        self._runs[node] = record.run
+        if before not in {None, record.run}:
+            for allocation in self._allocations.of_member(node):
+                self._grant(allocation, node, now)
+
     def member_gone(self, node: NodeId) -> None:
         """End all that is a node's that is no member any more, or has left."""
         for allocation in self._allocations.remove_member(node):
@@ -192,6 +211,7 @@ class Relays:
     def member_dropped(self, node: NodeId) -> None:
         """Forget a node that is no member any more."""
         self.member_gone(node)
+        self._runs.pop(node, None)
         self._client.remove_peer(node)
 
     def on_path(self, event: _PathEvent, now: float, wall: float) -> None:
@@ -225,6 +245,9 @@ class Relays:
         if self._plan_revision != self._engine.plan_revision:
             self._plan_revision = self._engine.plan_revision
             self._look(wall, now)
+            if self._engine.config.relay is None and not self._open:
+                opened = any(map(self._is_open, (4, 6)))
+                self._engine.presence.due = self._engine.presence.due or opened
             if len(self._allocations) and not self._may_relay(wall):
                 for allocation in self._allocations.clear():
                     self._tell_gone(allocation)
@@ -266,6 +289,9 @@ class Relays:
 
     # Inside: as a relay
 
+    def _is_open(self, version: int) -> bool:
+        return self._engine.path.nat(version).filtering is Filtering.ENDPOINT_INDEPENDENT
+
     def _may_relay(self, wall: float) -> bool:
         credential = self._engine.own_credential
         return (
@@ -289,16 +315,20 @@ class Relays:
             self._send(Refused(other, refusal.reason), source)
             return
         for side in allocation.sides:
-            opposite = allocation.opposite(side).member
-            view = self._engine.gossip.member(opposite)
-            grant = Grant(
-                opposite,
-                side.port,
-                max(1, round(allocation.expires_at - now)),
-                rtt=None if view is None else view.rtt,
-                load=self._allocations.load,
-            )
-            self._send(grant, side.member)
+            self._grant(allocation, side.member, now)
+
+    def _grant(self, allocation: Allocation, member: NodeId, now: float) -> None:
+        side = allocation.side(member)
+        opposite = allocation.opposite(side).member
+        view = self._engine.gossip.member(opposite)
+        grant = Grant(
+            opposite,
+            side.port,
+            max(1, round(allocation.expires_at - now)),
+            rtt=None if view is None else view.rtt,
+            load=self._allocations.load,
+        )
+        self._send(grant, member)
 
     def _tell_gone(self, allocation: Allocation | None) -> None:
         if allocation is None:
@@ -348,12 +378,14 @@ class Relays:
 
     def _view(self, node: NodeId, standing: Standing, wall: float) -> RelayView | None:
         member, path = self._engine.gossip.member(node), self._engine.path.view(node)
-        if member is None or member.state not in _REACHED:
+        if member is None or member.state is MemberState.LEFT:
             return None
-        if path is None or path.endpoint is None or path.relay is not None:
-            return None
-        offers = standing.relays(wall) and member.state is MemberState.ALIVE
-        return RelayView(path.endpoint.address, member.rtt, offers)
+        reached = None if path is None or path.relay is not None else path.endpoint
+        return RelayView(
+            None if reached is None else reached.address,
+            member.rtt,
+            offers=standing.relays(wall) and member.state is not MemberState.DEAD,
+        )
 
     def _tell_path(self, event: Offered | Withdrawn, now: float) -> None:
         engine = self._engine

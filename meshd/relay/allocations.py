@@ -228,9 +228,7 @@ class Allocations:
 
     def remove_member(self, member: NodeId) -> list[Allocation]:
         """End all pairs of a node that is a member no more.  Return them."""
-        if not self._of_member[member]:
-            return []
-        return [self._end(each) for each in list(self) if member in each.pair]
+        return [self._end(each) for each in self.of_member(member)]
 
     def clear(self) -> list[Allocation]:
         """End all pairs.  Return them."""
@@ -302,6 +300,12 @@ class Allocations:
     def get(self, one: NodeId, other: NodeId) -> Allocation | None:
         """Return what a pair has."""
         return self._allocations.get(pair_of(one, other))
+
+    def of_member(self, member: NodeId) -> list[Allocation]:
+        """Return all pairs of a member."""
+        if not self._of_member[member]:
+            return []
+        return [each for each in self if member in each.pair]
 
     def at_port(self, port: int) -> Side | None:
         """Return whose port it is; None if it is nobody's."""

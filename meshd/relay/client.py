@@ -20,7 +20,8 @@ Rule 2: of those held the ones with the lowest sum of round trips are kept, weig
         load; one that is kept already counts as `SETTLED_DISCOUNT` of that, so that two of
         about the same do not take turns.  The one in use is kept whatever it costs.
 
-Rule 3: a relay that drains is replaced first, and let go of once it is not in use.
+Rule 3: a relay that drains is replaced first, and let go of once it is not in use.  So is one that
+        is dead: its kernel may go on forwarding, and if not, the path agent finds out sooner.
 
 Rule 4: nothing is taken from a relay for a peer beyond `HELD_MAX`, and from nobody that may not
         relay.
@@ -69,11 +70,11 @@ PAUSES: Mapping[Reason, float] = {
 
 @dataclass(frozen=True, slots=True)
 class RelayView:
-    """A member that is reached directly, and may relay."""
+    """A member that may relay."""
 
-    address: IPAddress  # where it is reached
+    address: IPAddress | None  # where it is reached; None if it is not reached directly
     rtt: float | None  # seconds
-    offers: bool = True  # to take new pairs
+    offers: bool = True  # to take new pairs, and is there to do so
 
     def differs(self, other: RelayView) -> bool:
         """Whether more is different than how long packets take at the moment."""
@@ -93,7 +94,7 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The port is none any more."""
+    """The port is none any more, or not for the moment."""
 
     node: NodeId
     relay: NodeId
@@ -118,7 +119,7 @@ class Client:
     # Inputs
 
     def relays_changed(self, relays: Mapping[NodeId, RelayView], now: float) -> None:
-        """Take who may be asked, or is still there to relay for whom it does."""
+        """Take who may relay, or did lately; nobody else does any longer."""
         before, self._relays = self._relays, dict(relays)
         changed = [
             relay
@@ -328,7 +329,11 @@ class Client:
 
         `fresh`: nobody has been asked yet, though the peer may have asked those near to it.
         """
-        kept = [relay for relay in wish.held if not self._drains(relay)]
+        kept = [
+            relay
+            for relay in wish.held
+            if not self._drains(relay) and self._relays[relay].address is not None
+        ]
         waiting = sum(
             asked.times == 1 and relay not in wish.held for relay, asked in wish.asked.items()
         )
@@ -362,6 +367,7 @@ class Client:
                 for relay in self._relays
                 if relay != node
                 and not self._drains(relay)
+                and self._relays[relay].address is not None
                 and relay not in wish.held
                 and relay not in wish.asked
                 and relay not in wish.paused
@@ -427,15 +433,11 @@ class Client:
             self._events.append(Withdrawn(node, relay, held.grant.port))
 
     def _offer(self, node: NodeId, wish: Wish, relay: NodeId) -> None:
-        self._events.append(
-            Offered(
-                node,
-                relay,
-                self._relays[relay].address,
-                wish.held[relay].grant.port,
-                self._drains(relay),
-            )
-        )
+        address, port = self._relays[relay].address, wish.held[relay].grant.port
+        if address is None:
+            self._events.append(Withdrawn(node, relay, port))
+        else:
+            self._events.append(Offered(node, relay, address, port, self._drains(relay)))
 
     def _send(self, message: Message, relay: NodeId) -> None:
         self._outbox.append((message, relay))
