@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "netns-lab"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from relay.processes import come_first
+from relaying.processes import come_first
 
-from relay import first, plain, tunnels
+from relaying import first, plain, tunnels
 
 PARTS = ("plain", "crowd", "tunnels")
 CROWD = 1000

@@ -30,7 +30,7 @@ from meshd.net.forwarding import Note
 from meshd.net.relay_nft import RelayTable
 from net.namespaces import join, namespaces
 from net.relays import MARK, PORTS, PORTS_MAX, RELAY_TO_A, A, B, end, machines, pair, pair_of
-from relay.processes import cpu_of, running
+from relaying.processes import cpu_of, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

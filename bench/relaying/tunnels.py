@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lablib import Lab, internet, mesh, wait_until
-from relay.processes import cpu_of_all
+from relaying.processes import cpu_of_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -29,8 +29,8 @@ from meshd.net.forwarding import Note
 from meshd.relay.maps import RelayMaps
 from meshd.store import Store
 from net.relays import MARK, PORTS, RELAY_TO_A, A, B, machines, pair_of
-from relay.plain import VERSION, WIREGUARD, others
-from relay.processes import running
+from relaying.plain import VERSION, WIREGUARD, others
+from relaying.processes import running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
