@@ -101,6 +101,11 @@ class LastResort:
         known = [node for node in self._hosts if node in hosts]
         new = sorted(node for node in hosts if node not in self._hosts)
         self._hosts = {node: hosts[node][:DOORS_MAX] for node in (*known, *new) if hosts[node]}
+        for node, doors in self._hosts.items():
+            carrier = self._carriers.get(node)
+            if carrier is not None:
+                # What its record says comes first; where it was reached may be in no record.
+                carrier.doors = tuple(dict.fromkeys((*doors, *carrier.doors)))[:DOORS_MAX]
 
     def seeds_changed(self, seeds: Mapping[str, tuple[Door, ...]], now: float) -> None:
         """Take the seeds that are to be asked over TCP at present: none, as long as others do."""

@@ -136,8 +136,10 @@ class Carriers:
                 scope = trio.CancelScope()
                 self._members[number] = member, scope
                 nursery.start_soon(_run, member, scope)
+            member = self._members[number][0]
+            member.doors = each.doors
             try:
-                self._members[number][0].set_ports(each.ports)
+                member.set_ports(each.ports)
             except OSError as error:
                 log.warning("no socket for what goes over TCP: %s; trying again", error)
                 failed = True

@@ -65,6 +65,7 @@ class Carriage:
 
     def member_dropped(self, node: NodeId, now: float) -> None:
         """Forget a node that is no member any more."""
+        self._ports.pop(node, None)
         if self._offers.pop(node, None) is not None:
             self._look_soon(now)
 
@@ -85,21 +86,25 @@ class Carriage:
         self, states: Mapping[int, CarrierState], clients: frozenset[Endpoint], now: float
     ) -> None:
         """Take what has become of what was `wanted`, by number, and where clients seem to be."""
-        before, asked = self._resort.endpoints, self._where_to_ask()
-        were_up = self._resort.hosts_up
-        self._resort.observed(states)
+        resort = self._resort
+        before, were_up, asked = resort.endpoints, resort.hosts_up, self._where_to_ask()
+        resort.observed(states)
         self._clients = clients
         self._tell_fence()
-        for node in sorted(self._resort.hosts_up - were_up):
-            endpoint = self._resort.endpoint(node)
+        ask = self._where_to_ask()
+        if (before, were_up, asked) == (resort.endpoints, resort.hosts_up, ask):
+            self._look_later(now)  # for strangers come and go, too
+            return
+        for node in sorted(resort.hosts_up - were_up):
+            endpoint = resort.endpoint(node)
             if endpoint is not None:
                 self._engine.path.peer_at(node, endpoint, now)
                 self._engine.path.relaying.hello_again(now)
-        if self._resort.endpoints != before:
-            for node in sorted(self._resort.hosts_up):
+        if resort.endpoints != before:
+            for node in sorted(resort.hosts_up):
                 self._engine.relays.carriage_changed(node, now)
-        if self._where_to_ask() != asked:
-            self._engine.entry.seeds_resolved(self._where_to_ask(), now)
+        if ask != asked:
+            self._engine.entry.seeds_resolved(ask, now)
         self._look(now)
 
     def client_came(self, endpoint: Endpoint) -> None:
@@ -164,6 +169,10 @@ class Carriage:
 
     def _look_soon(self, now: float) -> None:
         self._look_at = now
+
+    def _look_later(self, now: float) -> None:
+        if self._look_at is None:
+            self._look_at = now + LOOK_INTERVAL
 
     def _look(self, now: float) -> None:
         """Take in how things are, and act on it."""

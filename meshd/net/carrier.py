@@ -140,10 +140,11 @@ class Connection:
     async def take(self, inner: socket.socket, port_of: Callable[[int], int | None]) -> str:
         """Send off what a UDP socket gets, until the connection ends.  Return why it did.
 
-        `port_of` gives the port to name for a datagram from a port of this host's, or None.
+        `port_of` gives the port to name for a datagram from a port of this host's, or None.  Raise
+        trio.ClosedResourceError when the socket is closed meanwhile.
         """
         while True:
-            await trio.lowlevel.wait_readable(inner)
+            await _wait_readable(inner)
             frames = [
                 encode_frame(Frame(port, datagram))
                 for datagram, source in self._drain(inner)
@@ -184,6 +185,14 @@ class Connection:
             if exc.errno not in TRANSIENT_ERRNOS:
                 raise
             self._counts[errno.errorcode[exc.errno]] += 1
+
+
+async def _wait_readable(inner: socket.socket) -> None:
+    """Wait for a datagram; other tasks may close the socket meanwhile, or have done so."""
+    if inner.fileno() >= 0:
+        await trio.lowlevel.wait_readable(inner)
+    if inner.fileno() < 0:
+        raise trio.ClosedResourceError
 
 
 async def until_one_ends(tasks: Iterable[Callable[[], Awaitable[str]]]) -> str:

@@ -59,7 +59,7 @@ class CarrierMember(Closing):
     ) -> None:
         """`address` is the loopback address of our sockets; `changed` hears of `up`."""
         self.up = False
-        self._doors = tuple(doors)
+        self.doors = tuple(doors)  # may be others by the next connection
         self._own = own
         self._address = address
         self._rng = rng
@@ -129,7 +129,7 @@ class CarrierMember(Closing):
                     opened.append(stream)
                     nursery.cancel_scope.cancel()
 
-            for door in self._doors:
+            for door in self.doors:
                 nursery.start_soon(attempt, door)
                 await trio.sleep(STAGGER)
         return opened[0] if opened else None

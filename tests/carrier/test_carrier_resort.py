@@ -205,6 +205,18 @@ def test_what_carries_a_path_in_use_is_kept():
     assert world.core.wanted == ()
 
 
+def test_a_host_that_says_other_doors_is_tried_there_first_by_the_same_endpoint():
+    world = World(A)
+    world.wait(SILENT_AFTER)
+    world.come_up()
+    before = world.core.wanted[0]
+
+    world.core.hosts_changed({A: doors(77)}, NODES)
+
+    assert world.core.wanted[0].number == before.number
+    assert world.core.wanted[0].doors == (*doors(77), *before.doors)
+
+
 def test_one_that_is_no_member_any_more_is_left_whatever_it_carries():
     world = World(A)
     world.wait(SILENT_AFTER)

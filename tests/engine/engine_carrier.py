@@ -85,6 +85,7 @@ class TcpWorld(World):
             if tube is None:
                 tube = self.tubes[machine.name, number] = Tube(machine, each.doors)
                 self.at(CONNECT_DELAY, lambda tube=tube: self._connect(tube))
+            tube.doors = each.doors
             for port in each.ports:
                 tube.endpoints.setdefault(port, self._endpoint(LOOPBACK))
         self._tell(machine)

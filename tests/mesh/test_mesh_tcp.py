@@ -1,8 +1,8 @@
 """Where UDP is blocked: over TCP to a relay, by that to all, and back to UDP when that works.
 
-    router-a        router-b        router-c        router-d
-       │               │               │               │
-a: relay, TCP      b: no UDP       c: public      d: symmetric NAT
+    router-a        router-b        router-c
+       │               │               │
+a: relay, TCP      b: no UDP       c: public
 """
 
 import socket
@@ -88,19 +88,34 @@ def test_a_member_without_udp_joins_by_a_seed_over_tcp(measured, listen, seed):
         assert not any(secret in packet.payload for packet in tcp for secret in told)
 
 
-def test_a_member_without_udp_reaches_all_by_the_relay_and_goes_back_to_udp_without_loss(measured):
-    """`b` has no UDP at first.  Its traffic to `c` goes over TCP to `a`, and direct in the end."""
+def without_udp(mesh):
+    """Form a mesh in which `b` has no UDP."""
+    a, b, c = mesh.nodes
+    block_udp(mesh, "b")
+    relay(mesh, a)
+    start(mesh, c, "--seed", str(a.ipv4.ip))
+    start(mesh, b, "--seed", str(a.ipv4.ip))
+    mesh.wait_whole()
+    wait_path(b, "c", "relayed", "tcp")
+    return a, b, c
+
+
+def test_a_member_without_udp_reaches_all_by_the_relay():
     with mesh_of(internet(3)) as mesh:
-        a, b, c = mesh.nodes
-        block_udp(mesh, "b")
-        relay(mesh, a)
-        start(mesh, c, "--seed", str(a.ipv4.ip))
-        start(mesh, b, "--seed", str(a.ipv4.ip))
-        mesh.wait_whole()
+        _, b, c = without_udp(mesh)
+
         mesh.ping_all()
-        wait_path(b, "c", "relayed", "tcp")
+
         assert "relayed via a (tcp)" in b.meshctl("status").stdout
         assert member(c, "b")["transport"] == "udp"
+
+
+@pytest.mark.long
+def test_it_goes_back_to_udp_without_loss(measured):
+    """The traffic of `b` to `c` goes over TCP by `a`, then directly."""
+    with mesh_of(internet(3)) as mesh:
+        _, b, c = without_udp(mesh)
+        mesh.ping_all()
 
         flow = b.ping_flow(mesh.address(c))
         open_udp(mesh, "b")
