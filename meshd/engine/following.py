@@ -203,7 +203,7 @@ class Following:
             return
         engine.ledger.follow(roots.settle())
         engine.become(replace(engine.identity, pinned=roots.settle()), now)
-        engine.standings_changed(now)
+        engine.membership.standings_changed(now)
 
     def _tell(self, *, sealed: bool) -> None:
         roots = self._engine.ledger.roots

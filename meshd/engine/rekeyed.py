@@ -71,7 +71,7 @@ class Rekeyed:
         if former is not None and former == engine.identity.node:
             self._judge_ourselves()
         elif former is not None and engine.is_member_address(engine.ipv6_of(former)):
-            engine.drop_member(former, now)
+            engine.membership.drop(former, now)
             engine.gossip.members_changed(now)
 
     def dropping(self, former: NodeId) -> None:
