@@ -251,6 +251,10 @@ async def test_what_is_wrong_with_roots_is_found(meshed):
     world.run_until(
         lambda: b.engine.ledger.roots.settled and b.engine.ledger.roots.number, within=5
     )
+    # The key is fetched once its epoch is known: it may come after all grants.
+    world.run_until(
+        lambda: b.engine.identity.bootstrap_key == a.engine.identity.bootstrap_key, within=5.0
+    )
     assert list(root_findings(b.engine)) == []
 
     b.engine.ledger.rivals, b.engine.ledger.rival = 3, b.engine.ledger.roots.last_step
