@@ -8,9 +8,8 @@
     standings: no member       ─▶ └─────────────┘ ─▶ events: ports, maps, what to keep
 
 Rule 1: only who has the right of it in its credential relays, and says so in its record; and a
-        node says so by itself only where it has a public address of its own, at which somebody has
-        come in unasked: the ports of relays are on no router that leads here, and open in no
-        firewall that waits for us to speak first.
+        node says so by itself only where it has a public address of its own: the ports of relays
+        are on no router that leads here.
 
 Rule 2: both members of a pair are members; whoever stops being one, or leaves, loses all at once.
 
@@ -29,7 +28,6 @@ from meshd.errors import BadPacket
 from meshd.gossip.claim import MemberState
 from meshd.path import events as path_events
 from meshd.path.candidates import PRIVATE_NETWORKS
-from meshd.path.nat import Filtering
 from meshd.relay.allocations import Allocations, Refusal
 from meshd.relay.client import Client, Offered, RelayView, Withdrawn
 from meshd.relay.hello import Greeter
@@ -112,7 +110,6 @@ class Relays:
             rng=rng,
         )
         self._client = Client()
-        self._open: dict[IPAddress, None] = {}  # ours, at which somebody came in unasked
         self._runs: dict[NodeId, int] = {}  # of each member's daemon, by its record
         self._stranger_datagrams = 0
         self._ports_revision = 0  # as last told
@@ -128,17 +125,10 @@ class Relays:
         wanted = self._engine.config.relay
         if not credential.relay or wanted is False or self._allocations.draining:
             return False
-        public = {
-            candidate.address: None
+        return wanted is True or any(
+            candidate.kind is CandidateKind.HOST and _is_public(candidate.address)
             for candidate in candidates
-            if candidate.kind is CandidateKind.HOST and _is_public(candidate.address)
-        }
-        self._open = {
-            address: None
-            for address in public
-            if address in self._open or self._is_open(address.version)
-        }
-        return wanted is True or bool(self._open)
+        )
 
     def receive_handover(self, datagram: bytes, source: NodeId, now: float, wall: float) -> None:
         """Handle what a member says through its tunnel."""
@@ -245,9 +235,6 @@ class Relays:
         if self._plan_revision != self._engine.plan_revision:
             self._plan_revision = self._engine.plan_revision
             self._look(wall, now)
-            if self._engine.config.relay is None and not self._open:
-                opened = any(map(self._is_open, (4, 6)))
-                self._engine.presence.due = self._engine.presence.due or opened
             if len(self._allocations) and not self._may_relay(wall):
                 for allocation in self._allocations.clear():
                     self._tell_gone(allocation)
@@ -288,9 +275,6 @@ class Relays:
         return self._allocations.statistics(), self._greeter.statistics()
 
     # Inside: as a relay
-
-    def _is_open(self, version: int) -> bool:
-        return self._engine.path.nat(version).filtering is Filtering.ENDPOINT_INDEPENDENT
 
     def _may_relay(self, wall: float) -> bool:
         credential = self._engine.own_credential

@@ -26,8 +26,12 @@ FORMING = 10.0  # seconds in which the mesh has to be whole, over relays too
 class Scene:
     """The mesh above, with so many relays."""
 
-    def __init__(self, *, relays=2, seed=1, extra=()):
+    def __init__(self, *, relays=2, seed=1, extra=(), delay=None):
         self.world = World(seed=seed)
+        underlay = self.world.underlay
+        underlay.capture = []
+        if delay is not None:
+            underlay.delay_min, underlay.delay_max = 0.8 * delay, 1.2 * delay
         self.world.underlay.add_nat("x", "203.0.113.1", dependent=True)
         self.world.underlay.add_nat("y", "203.0.113.2", dependent=True)
         self.relays = [
@@ -38,6 +42,7 @@ class Scene:
         self.others = [self.world.machine(name, *where) for name, *where in extra]
         self.relays[0].start()
         self.world.run_for(1.0)
+        self.began_at = self.world.now
         for machine in self.machines[1:]:
             machine.start(seeds=[self.relays[0]])
 
@@ -207,6 +212,42 @@ def test_a_daemon_that_is_killed_is_relayed_by_its_kernel_and_takes_it_up_again(
     assert scene.talk(30.0) == 0
 
 
+def test_a_member_that_was_started_again_is_told_what_it_has_at_once(scene):
+    relay = scene.relay()
+    port = relay.engine.relays.allocations.get(scene.a.node, scene.b.node).side(scene.a.node).port
+    scene.a.kill()
+    scene.a.start()
+
+    scene.world.run_until(lambda: relay.node in scene.a.engine.relays.held(scene.b.node), within=2)
+    scene.world.run_for(1.0)
+    assert scene.relay() in scene.relays
+    allocation = relay.engine.relays.allocations.get(scene.a.node, scene.b.node)
+    assert allocation.side(scene.a.node).port == port
+    assert scene.talk(5.0) == 0
+
+
+def test_the_first_handshake_by_a_relay_succeeds_at_once():
+    for delay in (0.0005, 0.005, 0.03):
+        scene = Scene(relays=1, delay=delay)
+        scene.form()
+        alive = [
+            at - scene.began_at
+            for one, other in ((scene.a, scene.b), (scene.b, scene.a))
+            for at, event in one.events
+            if getattr(event, "event", "") == "member-alive" and event.member == other.node
+        ]
+        initiations = [
+            sent
+            for sent in scene.world.underlay.capture
+            if getattr(sent.payload, "kind", "") == "initiation"
+            and sent.sender in {"a", "b"}
+            and {sent.payload.sender, sent.payload.target}
+            == {scene.a.public_key, scene.b.public_key}
+        ]
+        assert len(initiations) == 1
+        assert max(alive) < 0.5 + 30 * delay
+
+
 def test_a_relay_that_was_switched_off_for_long_is_asked_anew():
     scene = Scene(relays=1).form()
     (relay,) = scene.relays
@@ -290,9 +331,18 @@ def test_by_itself_a_member_relays_where_it_has_a_public_address(address, realm,
     world = World(seed=4)
     world.underlay.add_nat("x", "203.0.113.1")
     machine = world.machine("m", address, realm=realm, relay=None)
+    other = world.machine("other", "192.0.2.1", "2001:db8::1")
     machine.start()
     world.run_for(1.0)
+    other.start(seeds=[machine] if realm == "internet" else [])
+    if realm != "internet":
+        machine.kill()
+        machine.start(seeds=[other])
+    world.run_until(lambda: whole(machine, other), within=FORMING)
+    world.run_for(1.0)
 
+    assert machine.engine.presence.relays is relays
+    world.run_for(700.0)
     assert machine.engine.presence.relays is relays
 
 

@@ -56,7 +56,7 @@ class Member:
                     assert address == self.views[relay].address
                     self.ports[relay] = (port, draining)
                 case Withdrawn(_, relay, port):
-                    assert self.ports.pop(relay)[0] == port
+                    assert self.ports.pop(relay, (port, False))[0] == port
         return self.client.messages_to_send()
 
     def grant(self, *relays, rtt=0.010, load=0, port=51900, life=LIFE):
@@ -313,12 +313,53 @@ def test_no_more_is_held_than_the_bound(member):
 # Relays that go
 
 
-def test_a_relay_that_dies_is_withdrawn_and_another_asked(member):
+def test_one_that_may_not_relay_any_more_is_withdrawn_and_another_asked(member):
     member.settled()
     member.have({R2: 0.020, R3: 0.030})
 
     assert member.said() == [(Request(PEER), R3)]
     assert set(member.ports) == {R2}
+
+
+def test_a_relay_that_is_dead_is_replaced_and_left_to_the_path_agent(member):
+    member.settled()
+    member.client.in_use(PEER, R1, 0.0)
+    member.views = {**member.views, R1: view(R1, 0.010, offers=False)}
+    member.client.relays_changed(member.views, 0.0)
+    assert member.said() == [(Request(PEER), R3)]
+    member.grant(R3)
+    assert member.said() == []
+    assert member.ports[R1] == (51900, True)
+
+    member.client.silent(PEER, R1, 0.0)
+    member.client.silent(PEER, R1, 0.0)
+
+    assert member.said() == [(Request(PEER), R1), (Release(PEER), R1)]
+    assert set(member.ports) == {R2, R3}
+
+
+def test_a_relay_that_is_not_reached_directly_for_a_moment_is_not_given_up(member):
+    member.settled(port=51907)
+    before = dict(member.views)
+    member.views = {**before, R1: RelayView(None, 0.010)}
+    member.client.relays_changed(member.views, 0.0)
+    assert member.said() == [(Request(PEER), R3)]
+    assert set(member.ports) == {R2}
+    assert set(member.client.held(PEER)) == {R1, R2}
+
+    member.views = before
+    member.client.relays_changed(before, 1.0)
+
+    assert member.said() == []
+    assert member.ports[R1] == (51907, False)
+
+
+def test_one_that_is_reached_by_a_relay_only_is_not_asked():
+    member = Member()
+    member.views = {**member.views, R1: RelayView(None, 0.001)}
+    member.client.relays_changed(member.views, 0.0)
+
+    assert [relay for _, relay in member.want(2)] == [R2, R3]
 
 
 def test_a_relay_at_another_address_is_offered_there(member):
