@@ -82,6 +82,8 @@ def test_a_member_without_udp_joins_by_a_seed_over_tcp(measured, listen, seed):
         assert "direct (tcp)" in b.meshctl("status").stdout
         wait_until(lambda: "udp-blocked" in codes(b), "b says so", timeout=PATIENCE)
         assert "udp-blocked" not in codes(a)
+        # tcpdump gets packets in blocks, the first of them after a second.
+        wait_until(lambda: capture.path.stat().st_size > 4096, "it is captured", timeout=PATIENCE)
         tcp = [p for p in capture.packets() if p.protocol == socket.IPPROTO_TCP]
         assert tcp
         told = [mesh.secret.encode(), b"meshd"]
