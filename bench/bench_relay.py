@@ -27,9 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "netns-lab"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from relaying.processes import come_first
-
 from relaying import first, plain, tunnels
+from relaying.processes import come_first
 
 PARTS = ("plain", "crowd", "tunnels")
 CROWD = 1000

@@ -156,7 +156,7 @@ class RelayMapsChanged:
 
 @dataclass(frozen=True, slots=True)
 class CarriersChanged:
-    """`Engine.carriage.wanted` is another: have those connections, and say what has become of them."""
+    """`Engine.carriage.wanted` is another: have those connections, and say what becomes of them."""
 
 
 @dataclass(frozen=True, slots=True)
