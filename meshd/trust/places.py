@@ -20,6 +20,9 @@ Rule 4: what comes has a place if none of the numbers is exceeded, or if those t
         can make room in each of those that are.  So the best always gets in, and ledgers that were
         offered the same records hold the same in the end, whatever the order, though one may have
         to be offered again what was refused before it was known to be better: gossip does that.
+
+Rule 5: ranks follow from standings, of which one fact may change many.  They are only looked up
+        anew (`outdate`) when somebody would have to make room, or would get no place.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from meshd.trust.line import line_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from meshd.keys import NodeId
     from meshd.trust.credential import Credential
@@ -47,11 +50,17 @@ class Rank(NamedTuple):
     node: NodeId
 
 
+Seat = tuple[Rank, tuple[bytes, ...]]  # of a record; and on whose share it counts
+
+
 class Places:
     """See the module docstring."""
 
-    def __init__(self, *, places_max: int) -> None:
+    def __init__(self, *, places_max: int, seats: Callable[[], Iterable[Seat]] = tuple) -> None:
+        """`seats` gives the present ones of all that have a place, and may give others too."""
         self.places_max = places_max
+        self._seats = seats
+        self._outdated = False
         self._ranks: dict[NodeId, Rank] = {}
         self._sponsors: dict[NodeId, tuple[bytes, ...]] = {}
         self._all: list[Rank] = []  # sorted
@@ -60,8 +69,17 @@ class Places:
     def __contains__(self, node: NodeId) -> bool:
         return node in self._ranks
 
-    def reset(self, seats: Iterable[tuple[Rank, tuple[bytes, ...]]]) -> None:
+    def outdate(self) -> None:
+        """Take that those with a place may rank otherwise by now."""
+        self._outdated = True
+
+    def rank_anew(self) -> None:
+        """Rank all that have a place by what is known at present."""
+        self.reset([seat for seat in self._seats() if seat[0].node in self])
+
+    def reset(self, seats: Iterable[Seat]) -> None:
         """Begin anew with these, all of which have a place."""
+        self._outdated = False
         self._ranks.clear()
         self._sponsors.clear()
         self._all.clear()
@@ -94,6 +112,13 @@ class Places:
 
     def room_for(self, rank: Rank, sponsors: tuple[bytes, ...]) -> tuple[NodeId, ...] | None:
         """Return who makes room for a record, for most nobody; None if it gets no place."""
+        leaving = self._leaving_for(rank, sponsors)
+        if leaving != () and self._outdated:
+            self.rank_anew()
+            leaving = self._leaving_for(rank, sponsors)
+        return leaving
+
+    def _leaving_for(self, rank: Rank, sponsors: tuple[bytes, ...]) -> tuple[NodeId, ...] | None:
         leave: dict[NodeId, None] = {}
         own = self._ranks.get(rank.node)
         held = self._sponsors.get(rank.node, ())
@@ -118,7 +143,7 @@ class Places:
         return [self._all, *(self._by_sponsor.setdefault(sponsor, []) for sponsor in sponsors)]
 
 
-def seat_of(standing: Standing) -> tuple[Rank, tuple[bytes, ...]]:
+def seat_of(standing: Standing) -> Seat:
     """Return the rank of a record, and on whose share it counts."""
     rank = Rank(not standing.admitted, standing.admitted_at, standing.record.node)
     return rank, sponsors_of(standing.chain)

@@ -49,8 +49,8 @@ def cramped(village, *, places=None, **bounds):
         if places is not None:
             machine.engine.ledger._places.places_max = places
         for name, value in bounds.items():
-            assert hasattr(machine.engine.ledger, name)
-            setattr(machine.engine.ledger, name, value)
+            assert hasattr(machine.engine.ledger._held, name)
+            setattr(machine.engine.ledger._held, name, value)
 
 
 def sizes(machine):
@@ -293,7 +293,7 @@ def test_members_let_in_by_its_tokens_elsewhere_go_with_who_made_the_tokens(admi
 def test_an_admitters_revocations_leave_room_for_the_mesh_keys(admitting):
     """It fills three quarters with nodes that do not exist; the mesh key still puts it out."""
     village, mallory = admitting, admitting.mallory
-    cramped(village, _revocations_max=EARLY, _revocations_by_members_max=EARLY * 3 // 4)
+    cramped(village, revocations_max=EARLY, revocations_by_members_max=EARLY * 3 // 4)
     blobs = [mallory.revocation(NodeId(number.to_bytes(32, "big"))) for number in range(1, MANY)]
 
     with village.suffer_some("facts", counted=NO_ROOM):
@@ -310,7 +310,7 @@ def test_an_admitters_revocations_leave_room_for_the_mesh_keys(admitting):
 
 def test_uses_of_invites_that_nobody_made_fill_no_more_than_the_table(admitting):
     village, mallory = admitting, admitting.mallory
-    cramped(village, _invite_uses_max=EARLY)
+    cramped(village, invite_uses_max=EARLY)
     blobs = [
         mallory.use(InviteId(number.to_bytes(32, "big")), mallory.node) for number in range(MANY)
     ]

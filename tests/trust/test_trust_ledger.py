@@ -508,7 +508,7 @@ def test_questions_about_unknown_invites_cost_no_memory():
 
     for number in range(100):
         assert not ledger.invite(InviteKey(bytes([number]) * 32).id).spent
-    assert ledger._invites == {}
+    assert ledger._standings._invites == {}
 
 
 def test_statistics_count_what_is_held():
