@@ -27,6 +27,7 @@ def _gossip_claim():
     seeds = [item.blob for item in items]
     return Target(peek_claim_untrusted, seeds, SIGNATURE_BYTES, sign_again)
 
+
 decoder(
     "call",
     decode_call_untrusted,
