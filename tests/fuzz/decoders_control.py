@@ -19,6 +19,7 @@ from meshd import config
 from meshd.codec import pack, unpack_untrusted
 from meshd.control.api import make_routes
 from meshd.control.keys import KeysSnapshot
+from meshd.control.rekeying import NodeKeyAnswer
 from meshd.control.routes import ApiError
 from meshd.control.sealing import NewBootstrapAnswer, NewRootAnswer
 from meshd.control.server import _Connections
@@ -48,6 +49,12 @@ class _Controller(ScriptedController):
     async def rotate_key(self):
         pass
 
+    def node_key(self):
+        return NodeKeyAnswer(node_id(1), "a", None, "fd00::1", phase=None, trouble="", invites=0)
+
+    async def rotate_node_key(self, *, sure):
+        return self.node_key()
+
     async def seal(self, secret, *, sure):
         return NewRootAnswer(done=sure, root=MeshId(SEED), members=())
 
@@ -71,6 +78,7 @@ def _bodies():
         ("POST", "/v1/invites"): {"lifetime": 3600, "tags": ["db"], "routes": ["10.0.0.0/8"]},
         ("POST", "/v1/forget"): {"name": "c"},
         ("POST", "/v1/drain"): {"draining": True},
+        ("POST", "/v1/keys/node"): {"sure": True},
     }
 
 

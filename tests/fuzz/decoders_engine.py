@@ -107,14 +107,16 @@ def _engine_overlay():
 
 @target("engine-told-of-its-succession")
 def _engine_succession():
-    under = _shared()
-    mesh = under.engine.identity.mesh
+    under = _Engine()  # of its own: what believes it falls silent
+    identity = under.engine.identity
 
     def decode(blob):
         return under.take(lambda now, wall: under.engine.rekeyed.take_untrusted(blob))
 
-    of_others = sign_node_succession(NodeKey(b"a" * 32), NodeKey(b"b" * 32), mesh, dated=1)
-    return Target(decode, [of_others.blob], SIGNATURE_BYTES)
+    successor = NodeKey(b"b" * 32)
+    ours = sign_node_succession(identity.node_key, successor, identity.mesh, dated=1).blob
+    others = sign_node_succession(NodeKey(b"a" * 32), successor, identity.mesh, dated=1).blob
+    return Target(decode, [others, ours], SIGNATURE_BYTES, sign=lambda _: ours)
 
 
 @target("engine-stream")
