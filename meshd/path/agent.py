@@ -61,6 +61,7 @@ from meshd.path.events import (
     RecordReceived,
 )
 from meshd.path.hearing import Hearing
+from meshd.path.hosts import Hosts
 from meshd.path.pair import Pair
 from meshd.path.peer import Peer, rank
 from meshd.path.prober import Prober
@@ -113,6 +114,7 @@ class Agent:
         self.peers: dict[NodeId, Peer] = {}
         self.counts: Counter[str] = Counter()
         self.fence = Fence(excluded)
+        self._hosts = Hosts()
         self._key = key
         self._rng = rng
         sealer = ProbeSealer(key, mesh, bootstrap_key, older_bootstrap_key)
@@ -252,7 +254,11 @@ class Agent:
                 self.counts["unsealable"] += 1
                 return
             answers = TokenBucket(rate=ANSWERS_PER_SECOND_MAX, burst=ANSWERS_BURST_MAX, now=now)
-            peer = self.peers[node] = Peer(node, answers=answers, now=now, preshared=preshared)
+            peer = self.peers[node] = Peer(
+                node, hosts=self._hosts, answers=answers, now=now, preshared=preshared
+            )
+        candidates = tuple(candidates)
+        self._hosts.listed(node, candidates)
         peer.sequence, peer.record = sequence, record
         known = set(peer.pairs)
         delisted = peer.set_candidates(
@@ -268,6 +274,7 @@ class Agent:
     def remove_peer(self, node: NodeId, now: float) -> None:
         """Forget a peer: it has been revoked, or reaped."""
         if self.peers.pop(node, None) is not None:
+            self._hosts.forget(node)
             self._schedule.discard(node)
             self.relaying.forget(node)
             self.watching.forget(node)

@@ -40,7 +40,7 @@ class Pair:
     path_class: PathClass
     listed: bool  # in the peer's verified record
     relay: NodeId | None = None  # whose port the address is
-    draining: bool = False  # that relay wants to be rid of us
+    draining: bool = False  # that relay wants to be rid of us, or has granted us nothing
     bound: bool = True  # that relay knows where we are: what we send there is forwarded
     local: IPAddress | None = None  # our address it was heard on
     asked_at: float = -math.inf

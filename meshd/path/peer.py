@@ -16,13 +16,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from meshd.path.candidates import (
-    PathClass,
-    control_endpoint,
-    data_endpoint,
-    observed_class,
-    path_class,
-)
+from meshd.path.candidates import PathClass, control_endpoint, data_endpoint, path_class
 from meshd.path.pair import Pair
 from meshd.wg.types import Endpoint
 
@@ -31,6 +25,7 @@ if TYPE_CHECKING:
 
     from meshd.codec import IPAddress
     from meshd.keys import NodeId
+    from meshd.path.hosts import Hosts
     from meshd.path.wire import Probe
     from meshd.trust.record import Candidate
     from meshd.underlay import TokenBucket
@@ -43,9 +38,16 @@ class Peer:
     """One admitted member other than ourselves."""
 
     def __init__(
-        self, node: NodeId, *, answers: TokenBucket, now: float, preshared: bytes | None = None
+        self,
+        node: NodeId,
+        *,
+        hosts: Hosts,
+        answers: TokenBucket,
+        now: float,
+        preshared: bytes | None = None,
     ) -> None:
         self.node = node
+        self._hosts = hosts
         self.answers = answers  # how many of its pings we answer
         self.sequence = 0  # of its record, as we hold it
         self.record = b""  # that record itself
@@ -84,6 +86,14 @@ class Peer:
     def path_class(self) -> PathClass | None:
         """The class of the pair in use."""
         return None if self.selected is None else self.selected.path_class
+
+    @property
+    def relay(self) -> NodeId | None:
+        """Who relays, as far as we can tell; None where it is reached directly."""
+        pair = self.selected
+        if pair is None or not pair.relayed:
+            return None
+        return pair.relay or self._hosts.relay(pair.control, self.node)
 
     @property
     def direct(self) -> bool:
@@ -169,7 +179,7 @@ class Peer:
                 delisted = True
             if not pair.listed or pair is self.selected:
                 pair.listed = False
-                pair.path_class = observed_class(control)
+                pair.path_class = self._class_of(control)
                 listed[control] = pair
         self.pairs = listed
         return delisted
@@ -178,7 +188,7 @@ class Peer:
         """Return the pair of an address the peer was heard from, made when it is new."""
         pair = self.pairs.get(source)
         if pair is None:
-            pair = Pair(source, self._data_endpoint(source), observed_class(source), listed=False)
+            pair = self._observed(source, self._data_endpoint(source))
             self.pairs[source] = pair
             self._bound_observed(keep=pair)
         pair.local = local
@@ -193,7 +203,7 @@ class Peer:
         for control_port, port in self._control_ports.items():
             if port == endpoint.port:
                 control = Endpoint(endpoint.address, control_port)
-        pair = Pair(control, endpoint, observed_class(endpoint), listed=False)
+        pair = self._observed(control, endpoint)
         self.pairs[control] = pair
         self._bound_observed(keep=pair)
         return pair
@@ -256,6 +266,15 @@ class Peer:
         if waits and now < self.demanded_at + grace:
             return None
         return best, "silent path"
+
+    def _observed(self, control: Endpoint, endpoint: Endpoint | None) -> Pair:
+        path_class = self._class_of(control)
+        # A relay's port that is not ours, as far as we know, is left for any that is.
+        draining = path_class is PathClass.RELAYED
+        return Pair(control, endpoint, path_class, listed=False, draining=draining)
+
+    def _class_of(self, observed: Endpoint) -> PathClass:
+        return self._hosts.observed_class(observed, self.node)
 
     def _data_endpoint(self, control: Endpoint) -> Endpoint | None:
         if not self._control_ports or control.address.is_loopback:

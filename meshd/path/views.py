@@ -81,7 +81,7 @@ def view_of(peer: Peer) -> PathView:
         installs_us=peer.installs_us,
         attempt=peer.attempt,
         rtt=peer.selected.rtt if peer.selected else math.inf,
-        relay=peer.selected.relay if peer.selected else None,
+        relay=peer.relay,
         seen_from=peer.selected.seen_from if peer.selected else None,
         pairs=tuple(
             PairView(
