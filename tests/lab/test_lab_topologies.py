@@ -28,17 +28,25 @@ SEND_HELLO = (
 
 
 def traces():
-    """Return everything on the host that a lab could leave behind."""
+    """Return everything on the host that a lab of ours could leave behind.
+
+    Names of labs have the process in them; other programs' come and go meanwhile.
+    """
     links = subprocess.run(
         ["ip", "-oneline", "link"], capture_output=True, text=True, check=True
     ).stdout
     return {
         "links": sorted(line.split(":")[1].strip() for line in links.splitlines()),
-        "mounts": sorted(Path("/proc/self/mounts").read_text().splitlines()),
-        "labs": sorted(path.name for path in DIRECTORY.glob("*")),
+        "mounts": sorted(filter(ours, Path("/proc/self/mounts").read_text().splitlines())),
+        "labs": sorted(path.name for path in DIRECTORY.glob("*") if ours(str(path))),
         "named namespaces": sorted(path.name for path in Path("/run/netns").glob("*")),
         "private files": [path.exists() for path in map(Path, ("/etc/meshd", "/var/lib/meshd"))],
     }
+
+
+def ours(text):
+    """Whether a path, or a line with one, is not of another program's lab."""
+    return str(DIRECTORY) not in text or str(os.getpid()) in text
 
 
 def network_namespaces():
