@@ -17,6 +17,10 @@ Rule 2: a path fails only after pings that were really sent: a process that was 
 
 Rule 3: it costs a bounded share: with many paths to watch, each is checked less often, and bursts
         are drawn out.
+
+Rule 4: where most paths fall silent at once it is this node, its CPU or its line that is in
+        trouble: none of them is judged, and all are asked less often, until some answer.  What
+        bursts cost on a busy machine would keep it busy.
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ if TYPE_CHECKING:
 
 BURST_PINGS_MIN = 12  # before a path may be taken for failed
 ALTERNATIVES_AFTER = 5  # pings of a burst: then the other pairs are asked, and once more at 10
-BURSTS_MAX = 32  # at full rate
+BURSTS_MAX = 5  # at full rate: as many pings as checks
+CROWD_MIN = 3  # paths: one or two may well fail together
+CROWD_SLOWDOWN = 4  # of checks, while most paths are silent
 PATHS_MAX = 1024  # watched at a time; of the others gossip tells
 WARM_AGE_MAX = 20.0  # seconds since a spare has last been proven: it is asked every 15
 
@@ -130,6 +136,10 @@ class Watching:
             self._end_burst(watch)
             watch.checked_at = now
             return now + self._interval
+        if self._crowded:
+            watch.burst_began_at, watch.pings = now, 0
+            self._agent.prober.ping(peer, pair, now)
+            return now + self._interval
         silent_for = now - watch.burst_began_at
         silence_max = max(self._agent.config.silence_max, 2 * pair.patience)
         if silent_for >= silence_max and watch.pings >= BURST_PINGS_MIN:
@@ -171,4 +181,10 @@ class Watching:
     @property
     def _interval(self) -> float:
         config = self._agent.config
-        return max(config.check_interval, len(self._watches) / config.checks_per_second_max)
+        interval = max(config.check_interval, len(self._watches) / config.checks_per_second_max)
+        return interval * CROWD_SLOWDOWN if self._crowded else interval
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether most paths are silent (rule 4)."""
+        return self._bursts >= CROWD_MIN and 2 * self._bursts > len(self._watches)

@@ -56,7 +56,9 @@ class Capture:
         self, namespace: Namespace, interface: str, path: Path, expression: Sequence[str]
     ) -> None:
         self.path = path
-        argv = ["tcpdump", "-i", interface, "-n", "-U", "-s", str(FRAME_BYTES_MAX), "-w", "-"]
+        # At once: what lies in a half-full block of the kernel's when it is stopped, is lost.
+        argv = ["tcpdump", "--immediate-mode", "-i", interface, "-n", "-U"]
+        argv += ["-s", str(FRAME_BYTES_MAX), "-w", "-"]
         # Through standard output, since inside the namespace our /run is out of sight.
         with path.open("wb") as file:
             self._process = namespace.popen(

@@ -89,7 +89,7 @@ def test_a_seed_may_start_after_those_that_ask_it():
                 timeout=PATIENCE,
             )
             wait_until(
-                lambda node=node: [f["code"] for f in node.status()["health"]] == ["no-answer"],
+                lambda node=node: "no-answer" in [f["code"] for f in node.status()["health"]],
                 f"{node.name} says that nobody answers",
                 timeout=PATIENCE,
             )
