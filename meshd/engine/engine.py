@@ -259,7 +259,7 @@ class Engine:
         if node is None:
             self.bad_packets["overlay source is no member"] += 1
             return
-        self.reactions.traffic.note_own(node, datagram)
+        self.reactions.traffic.note_received(node, datagram)
         if is_handover(datagram):
             if self._handovers.take(node, now):
                 kind, _ = split(datagram)
@@ -288,6 +288,7 @@ class Engine:
         if node is None:
             self.bad_packets["overlay source is no member"] += 1
             return None
+        self.reactions.traffic.note_stream(node)
         answer = self.gossip.answer_stream(frame, node, now, wall)
         self._settle(now, wall)
         return answer
@@ -472,9 +473,12 @@ class Engine:
 
     def streams_to_open(self) -> list[OverlayStream]:
         """Take what is to be asked over TCP; the answers go to `overlay_datagram`."""
+        probes = self.gossip.streams_to_open()
+        for probe in probes:
+            self.reactions.traffic.note_stream(probe.target)
         return [
-            OverlayStream(datagram, self.ipv6_of(node), timeout)
-            for datagram, node, timeout in self.gossip.streams_to_open()
+            OverlayStream(probe.datagram, self.ipv6_of(probe.target), probe.timeout)
+            for probe in probes
         ]
 
     def wants_look(self, now: float) -> bool:

@@ -196,7 +196,7 @@ class Reactions:
         for datagram, address in datagrams:
             node = self._engine.member_at(address)
             if node is not None:
-                self.traffic.note_own(node, datagram)
+                self.traffic.note_sent(node, datagram)
 
     def give_up_counters(self, now: float) -> None:
         """Take that the device cannot be read for the moment."""

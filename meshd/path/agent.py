@@ -120,7 +120,7 @@ class Agent:
         sealer = ProbeSealer(key, mesh, bootstrap_key, older_bootstrap_key)
         self.prober = Prober(sealer, fence=self.fence, counts=self.counts, rng=rng)
         self.surroundings = Surroundings(self)
-        self.relaying = Relaying(self)
+        self.relaying = Relaying(self, now=now)
         self.upgrading = Upgrading(self, key.id)
         self.watching = Watching(self)
         self._hearing = Hearing(self, now=now)

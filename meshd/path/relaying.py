@@ -19,6 +19,10 @@ Rule 2: the peer is pinged through a port only while that is bound; a pair is us
 
 Rule 3: nothing is asked for where meshd's socket is not behind WireGuard's port: a relay would
         learn the wrong one.
+
+Rule 4: peers without a path get their relays a few at a time.  Where there are many of them it is
+        mostly that all have just started, and a busy machine needs longer than `relay_wait` for
+        its first answers: relays for all would keep it busy.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from typing import TYPE_CHECKING
 from meshd.path.candidates import PathClass
 from meshd.path.events import RelaySilent, RelayUnwanted, RelayWanted
 from meshd.path.schedule import Schedule
-from meshd.underlay import Timer
+from meshd.underlay import Timer, TokenBucket
 
 if TYPE_CHECKING:
     from meshd.keys import NodeId
@@ -41,6 +45,9 @@ if TYPE_CHECKING:
     from meshd.wg.types import Endpoint
 
 PORTS_PER_PEER_MAX = 4  # of relays; one that is offered beyond is not used
+URGENT_PER_SECOND_MAX = 8.0  # peers without a path for which relays are asked
+URGENT_BURST_MAX = 4
+URGENT_RETRY = 0.25
 HELLO_INTERVAL = 15.0  # a NAT may forget a binding after 30 s
 HELLO_BACKOFF = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, HELLO_INTERVAL)
 HELLOS_UNANSWERED_MAX = 4  # then the relay is taken for gone
@@ -70,9 +77,10 @@ class Port:
 class Relaying:
     """See the module docstring."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, *, now: float) -> None:
         self._agent = agent
         self.possible = True  # rule 3
+        self._urgent = TokenBucket(rate=URGENT_PER_SECOND_MAX, burst=URGENT_BURST_MAX, now=now)
         self._ports: dict[NodeId, dict[NodeId, Port]] = {}  # by peer and relay
         self._by_address: dict[Endpoint, Port] = {}
         self._due: Schedule[tuple[NodeId, NodeId]] = Schedule()
@@ -265,6 +273,8 @@ class Relaying:
         if peer.selected is None or not peer.proven:
             urgent_at = max(peer.wanted_since, peer.searching_since) + config.relay_wait
             if now >= urgent_at:
+                if not self._wishes.get(peer.node) and not self._urgent.take(now):
+                    return 0, "", now + URGENT_RETRY
                 return 2, "no path has been proven", math.inf
             return self._wishes.get(peer.node, 0), "", urgent_at
         lately_until = peer.traffic_at + config.spare_linger
