@@ -563,7 +563,7 @@ class Agent:
         interval = self.config.call_interval
         if peer.attempt >= len(self.config.backoff):
             interval = self.config.upgrade_interval
-        soon = now - peer.searching_since < self.config.call_wait
+        soon = now - peer.searching_since < max(self.config.call_wait, self.relaying.wait)
         if soon or peer.wanted_since == math.inf or peer.direct:
             return
         if now - peer.called_at < interval:

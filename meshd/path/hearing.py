@@ -183,6 +183,7 @@ class Hearing:
         agent.announce(peer)
         assert pong.observed is not None
         if pair.relay is None:
+            agent.relaying.answered(pair.rtt)
             idle = now - pair.rtt - quiet_since
             agent.surroundings.observed(peer.node, pair, pong.observed, idle, now)
             agent.surroundings.review_keepalive(peer)

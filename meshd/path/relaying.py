@@ -20,14 +20,15 @@ Rule 2: the peer is pinged through a port only while that is bound; a pair is us
 Rule 3: nothing is asked for where meshd's socket is not behind WireGuard's port: a relay would
         learn the wrong one.
 
-Rule 4: peers without a path get their relays a few at a time.  Where there are many of them it is
-        mostly that all have just started, and a busy machine needs longer than `relay_wait` for
-        its first answers: relays for all would keep it busy.
+Rule 4: peers without a path get their relays a few at a time, and not before answers that take as
+        long as the slowest of late could have come.  Where many start at once on busy machines,
+        relays for all would keep them busy.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,8 @@ PORTS_PER_PEER_MAX = 4  # of relays; one that is offered beyond is not used
 URGENT_PER_SECOND_MAX = 8.0  # peers without a path for which relays are asked
 URGENT_BURST_MAX = 4
 URGENT_RETRY = 0.25
+RTTS_REMEMBERED = 8  # of pongs of late, by whatever direct path
+ROUND_TRIPS_MIN = 4  # to be waited for
 HELLO_INTERVAL = 15.0  # a NAT may forget a binding after 30 s
 HELLO_BACKOFF = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, HELLO_INTERVAL)
 HELLOS_UNANSWERED_MAX = 4  # then the relay is taken for gone
@@ -81,6 +84,7 @@ class Relaying:
         self._agent = agent
         self.possible = True  # rule 3
         self._urgent = TokenBucket(rate=URGENT_PER_SECOND_MAX, burst=URGENT_BURST_MAX, now=now)
+        self._rtts: deque[float] = deque(maxlen=RTTS_REMEMBERED)
         self._ports: dict[NodeId, dict[NodeId, Port]] = {}  # by peer and relay
         self._by_address: dict[Endpoint, Port] = {}
         self._due: Schedule[tuple[NodeId, NodeId]] = Schedule()
@@ -88,7 +92,16 @@ class Relaying:
         self._reviews: Schedule[NodeId] = Schedule()
         self._spared_at: dict[NodeId, float] = {}  # since when fewer would do
 
+    @property
+    def wait(self) -> float:
+        """How long a peer may be without a path before others are to help (rule 4)."""
+        return max(self._agent.config.relay_wait, ROUND_TRIPS_MIN * max(self._rtts, default=0.0))
+
     # Inputs
+
+    def answered(self, rtt: float) -> None:
+        """Take how long a pong has taken that came directly."""
+        self._rtts.append(rtt)
 
     def offered(
         self,
@@ -271,7 +284,7 @@ class Relaying:
         if peer.wanted_since == math.inf:
             return 0, "", math.inf
         if peer.selected is None or not peer.proven:
-            urgent_at = max(peer.wanted_since, peer.searching_since) + config.relay_wait
+            urgent_at = max(peer.wanted_since, peer.searching_since) + self.wait
             if now >= urgent_at:
                 if not self._wishes.get(peer.node) and not self._urgent.take(now):
                     return 0, "", now + URGENT_RETRY
