@@ -25,13 +25,9 @@ from lablib.nats import KINDS, PUBLIC
 from lablib.sites import nats
 from lablib.topology import TRANSIT_IPV4
 from mesh.meshes import PATIENCE, SEED_PORT, mesh_of
-from portmap.routers import configuration, installed
+from portmap.routers import configuration
 
-pytestmark = [
-    pytest.mark.netns,
-    pytest.mark.slow,
-    pytest.mark.skipif(not installed(), reason="miniupnpd is not installed"),
-]
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 REAL_TRANSIT = IPv4Network("20.0.2.0/24")
 

@@ -8,7 +8,6 @@ reserved for documentation.  Nothing leaves the namespaces.
 
 import contextlib
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -62,10 +61,6 @@ upnp_nat_postrouting_chain=postrouting_mapped
 allow 1024-65535 0.0.0.0/0 1024-65535
 deny 0-65535 0.0.0.0/0 0-65535
 """
-
-
-def installed():
-    return shutil.which("miniupnpd") is not None
 
 
 def configuration(*, nat_pmp=True, upnp=True, wan="wan", lan="lan"):

@@ -4,12 +4,9 @@ import socket
 
 import pytest
 
-from portmap.routers import OUTSIDE, home, installed, mapping
+from portmap.routers import OUTSIDE, home, mapping
 
-pytestmark = [
-    pytest.mark.netns,
-    pytest.mark.skipif(not installed(), reason="miniupnpd is not installed"),
-]
+pytestmark = pytest.mark.netns
 
 PORT = 51820
 EPOCH_TOLD = 5
