@@ -9,6 +9,7 @@ IPv4 comes from claims instead, because 22 bits of a shared prefix can collide: 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
     from meshd.keys import MeshId, NodeId
 
 OVERLAY_PREFIX_LENGTH = 48
+ADDRESSES_CACHED_MAX = 16_384  # of nodes: each datagram and each plan asks for them again
+PREFIXES_CACHED_MAX = 8  # of meshes; a daemon is in one
 
 
+@lru_cache(PREFIXES_CACHED_MAX)
 def overlay_prefix(mesh: MeshId) -> IPv6Network:
     """Return the mesh's own /48."""
     global_id = fingerprint(mesh, size=5, person=b"meshd.prefix")
     return IPv6Network((b"\xfd" + global_id + bytes(10), OVERLAY_PREFIX_LENGTH))
 
 
+@lru_cache(ADDRESSES_CACHED_MAX)
 def overlay_address(mesh: MeshId, node: NodeId) -> IPv6Address:
     """Return a node's IPv6 address in its mesh."""
     interface_id = fingerprint(node, size=10, person=b"meshd.address")

@@ -17,6 +17,7 @@ Secret types never show their bytes in `repr` or `str`.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from typing import Generic, Self, TypeVar
 
@@ -28,6 +29,7 @@ from meshd.errors import BadPacket
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 SHORT_ID_CHARS = 10
+IDS_SHOWN_MAX = 4_096  # of which the text is kept: the reason of each deadline names somebody
 
 
 class _Key(bytes):
@@ -43,7 +45,7 @@ class _PublicId(_Key):
     """An Ed25519 public key, shown in base32: safe in file names, DNS and shells."""
 
     def __str__(self) -> str:
-        return base64.b32encode(self).decode().rstrip("=").lower()
+        return _base32(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.short})"
@@ -57,6 +59,11 @@ class _PublicId(_Key):
     def parse(cls, text: str) -> Self:
         """Read the form that `str` gives.  Raise ValueError."""
         return cls(base64.b32decode(text.upper() + "=" * (-len(text) % 8)))
+
+
+@functools.lru_cache(IDS_SHOWN_MAX)
+def _base32(raw: bytes) -> str:
+    return base64.b32encode(raw).decode().rstrip("=").lower()
 
 
 class NodeId(_PublicId):
@@ -107,7 +114,7 @@ class WireGuardPrivateKey(_SecretKey):
         # The kernel clamps what it is given; clamping first makes what we set what we read back.
         return super().__new__(cls, bytes([raw[0] & 248, *raw[1:31], raw[31] & 127 | 64]))
 
-    @property
+    @functools.cached_property
     def public(self) -> WireGuardKey:
         """The public key that belongs to it."""
         return WireGuardKey(nacl.bindings.crypto_scalarmult_base(bytes(self)))

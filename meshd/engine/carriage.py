@@ -213,8 +213,8 @@ class Carriage:
         return up and (self._is_carried(node) or not self._works(node))
 
     def _works(self, node: NodeId) -> bool:
-        view = self._engine.path.view(node)
-        return view is not None and view.proven
+        peer = self._engine.path.peers.get(node)
+        return peer is not None and peer.proven
 
     def _is_carried(self, node: NodeId) -> bool:
         return self._engine.path.endpoint(node) in self._resort.endpoints

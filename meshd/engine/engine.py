@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from meshd.addresses import overlay_address
@@ -511,7 +512,7 @@ class Engine:
             self.rekeying.get_timer(),
             Timer(self.reactions.look_at, "look at the device"),
         )
-        soonest = min((timer for timer in timers if timer is not None), key=lambda timer: timer.at)
+        soonest = min(filter(None, timers), key=itemgetter(0))  # asked for after every input
         return Timer(soonest.at, str(soonest.reason))
 
     def desired_state(self) -> DesiredState:

@@ -361,10 +361,11 @@ class Relays:
         )
 
     def _view(self, node: NodeId, standing: Standing, wall: float) -> RelayView | None:
-        member, path = self._engine.gossip.member(node), self._engine.path.view(node)
+        member, peer = self._engine.gossip.member(node), self._engine.path.peers.get(node)
         if member is None or member.state is MemberState.LEFT:
             return None
-        reached = None if path is None or path.relay is not None else path.endpoint
+        direct = peer is not None and peer.relay is None
+        reached = self._engine.path.endpoint(node) if direct else None
         return RelayView(
             None if reached is None else reached.address,
             member.rtt,

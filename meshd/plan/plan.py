@@ -25,6 +25,7 @@ Rule 6: a pre-shared key belongs to a pair of members, not to their WireGuard ke
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from meshd.addresses import overlay_prefix
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 # 1500, less an IPv6 header (40), a UDP header (8) and WireGuard's data header and tag (32).
 MTU_DEFAULT = 1420
+
+ALLOWED_IPS_CACHED_MAX = 16_384  # a member's are the same in plan after plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +108,14 @@ def make_plan(me: PlannedSelf, members: Iterable[PlannedMember]) -> DesiredState
     )
 
 
+@lru_cache(ALLOWED_IPS_CACHED_MAX)
+def _allowed_ips(ipv6: IPv6Address, ipv4: IPv4Address | None) -> frozenset[IPNetwork]:
+    return frozenset(host_network(address) for address in (ipv6, ipv4) if address is not None)
+
+
 def _peer(member: PlannedMember) -> PeerSpec:
-    allowed_ips = {host_network(member.ipv6)}
-    if member.ipv4 is not None:
-        allowed_ips.add(host_network(member.ipv4))
     return PeerSpec(
-        allowed_ips=frozenset(allowed_ips),
+        allowed_ips=_allowed_ips(member.ipv6, member.ipv4),
         endpoint=member.endpoint,
         insists=member.insists,
         preshared_key=member.preshared_key,

@@ -54,6 +54,7 @@ PREFIX_LENGTH_MAX = 128
 FWMARK_MAX = 2**32 - 1
 SECONDS_MAX = 2**63 - 1
 BYTES_MAX = 2**64 - 1
+DIGITS_MAX = 20  # of the largest of these
 NANOSECONDS = 1e9
 
 # What is polled again and again is made once.
@@ -91,94 +92,55 @@ def raise_for_error(answer: bytes, operation: str) -> None:
 
 def decode_status(answer: bytes) -> DeviceStatus:
     """Read the answer to `GET_REQUEST`, which `raise_for_error` has found to be a good one."""
-    device = _DeviceFields()
-    peer: _PeerFields | None = None
+    lines = device = _Lines()
+    peers: dict[WireGuardKey, _Lines] = {}
     for line in answer.split(b"\n"):
         name, separator, value = line.partition(b"=")
-        if not separator:
-            if line:
-                raise _malformed()
-        elif name == b"public_key":
-            peer = device.peers.setdefault(WireGuardKey(_key(value)), _PeerFields())
-        elif peer is None:
-            device.take(name, value)
-        else:
-            peer.take(name, value)
+        if name == b"public_key":
+            lines = peers.setdefault(WireGuardKey(_key(value)), _Lines())
+        elif name == b"allowed_ip":
+            lines.allowed_ips.append(_network(value))
+        elif separator:
+            lines.values[name] = value
+        elif line:
+            raise _malformed()
+    private_key = device.key(b"private_key")
     return DeviceStatus(
-        private_key=device.private_key,
-        listen_port=device.listen_port,
-        fwmark=device.fwmark,
-        peers={key: peer.status() for key, peer in device.peers.items()},
+        private_key=None if private_key is None else WireGuardPrivateKey(private_key),
+        listen_port=device.number(b"listen_port", PORT_MAX),
+        fwmark=device.number(b"fwmark", FWMARK_MAX),
+        peers={key: peer.status() for key, peer in peers.items()},
     )
 
 
 @dataclass(slots=True)
-class _PeerFields:
-    """A peer whose lines are being read."""
+class _Lines:
+    """What an answer says of the device itself, or of one peer."""
 
+    values: dict[bytes, bytes] = field(default_factory=dict)  # by name, unread
     allowed_ips: list[IPNetwork] = field(default_factory=list)
-    endpoint: Endpoint | None = None
-    persistent_keepalive: int = 0
-    preshared_key: PresharedKey | None = None
-    handshake_seconds: int = 0
-    handshake_nanoseconds: int = 0
-    rx_bytes: int = 0
-    tx_bytes: int = 0
 
-    def take(self, name: bytes, value: bytes) -> None:
-        match name:
-            case b"allowed_ip":
-                self.allowed_ips.append(_network(value))
-            case b"endpoint":
-                self.endpoint = _endpoint(value)
-            case b"persistent_keepalive_interval":
-                self.persistent_keepalive = _number(value, PORT_MAX)
-            case b"preshared_key":
-                key = _key(value)
-                self.preshared_key = None if key == _NO_KEY else PresharedKey(key)
-            case b"last_handshake_time_sec":
-                self.handshake_seconds = _number(value, SECONDS_MAX)
-            case b"last_handshake_time_nsec":
-                self.handshake_nanoseconds = _number(value, SECONDS_MAX)
-            case b"rx_bytes":
-                self.rx_bytes = _number(value, BYTES_MAX)
-            case b"tx_bytes":
-                self.tx_bytes = _number(value, BYTES_MAX)
-            case _:
-                pass
+    def number(self, name: bytes, maximum: int) -> int:
+        return _number(self.values[name], maximum) if name in self.values else 0
+
+    def key(self, name: bytes) -> bytes | None:
+        key = _key(self.values[name]) if name in self.values else _NO_KEY
+        return None if key == _NO_KEY else key
 
     def status(self) -> PeerStatus:
+        """Return what they say of a peer."""
+        endpoint, preshared_key = self.values.get(b"endpoint"), self.key(b"preshared_key")
+        seconds = self.number(b"last_handshake_time_sec", SECONDS_MAX)
+        nanoseconds = self.number(b"last_handshake_time_nsec", SECONDS_MAX)
         return PeerStatus(
             allowed_ips=frozenset(self.allowed_ips),
-            endpoint=self.endpoint,
-            persistent_keepalive=self.persistent_keepalive,
-            preshared_key=self.preshared_key,
-            last_handshake_time=self.handshake_seconds + self.handshake_nanoseconds / NANOSECONDS,
-            rx_bytes=self.rx_bytes,
-            tx_bytes=self.tx_bytes,
+            endpoint=None if endpoint is None else _endpoint(endpoint),
+            persistent_keepalive=self.number(b"persistent_keepalive_interval", PORT_MAX),
+            preshared_key=None if preshared_key is None else PresharedKey(preshared_key),
+            last_handshake_time=seconds + nanoseconds / NANOSECONDS,
+            rx_bytes=self.number(b"rx_bytes", BYTES_MAX),
+            tx_bytes=self.number(b"tx_bytes", BYTES_MAX),
         )
-
-
-@dataclass(slots=True)
-class _DeviceFields:
-    """A device whose lines are being read."""
-
-    private_key: WireGuardPrivateKey | None = None
-    listen_port: int = 0
-    fwmark: int = 0
-    peers: dict[WireGuardKey, _PeerFields] = field(default_factory=dict)
-
-    def take(self, name: bytes, value: bytes) -> None:
-        match name:
-            case b"private_key":
-                key = _key(value)
-                self.private_key = None if key == _NO_KEY else WireGuardPrivateKey(key)
-            case b"listen_port":
-                self.listen_port = _number(value, PORT_MAX)
-            case b"fwmark":
-                self.fwmark = _number(value, FWMARK_MAX)
-            case _:
-                pass
 
 
 def _device_lines(change: DeviceChange) -> Iterator[str]:
@@ -220,7 +182,7 @@ def _malformed() -> DeviceError:
 
 def _number(value: bytes, maximum: int) -> int:
     # bytes.isdigit is ASCII only; int() alone takes signs, spaces and underscores as well.
-    if not value.isdigit() or len(value) > len(str(maximum)):
+    if not value.isdigit() or len(value) > DIGITS_MAX:
         raise _malformed()
     number = int(value)
     if number > maximum:
