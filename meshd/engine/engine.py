@@ -41,6 +41,7 @@ from meshd.engine.clones import Clones
 from meshd.engine.entry import Entry
 from meshd.engine.epochs import Epochs
 from meshd.engine.events import OverlayStream
+from meshd.engine.first_handshake import FirstHandshake
 from meshd.engine.following import Following
 from meshd.engine.handover import (
     HANDOVERS_BURST_MAX,
@@ -148,6 +149,7 @@ class Engine:
             now=now,
             incarnation=memory.incarnation,
         )
+        self.first_handshake = FirstHandshake(self)
         self.reactions = Reactions(self, now=now)
         while self.gossip.next_event() is not None:
             pass  # those we remember have not just joined
@@ -301,6 +303,7 @@ class Engine:
             return
         self.path.handle_timer(now)
         self.gossip.handle_timer(now)
+        self.first_handshake.handle_timer(now)
         self.entry.handle_timer(now, wall)
         self.carriage.handle_timer(now)
         self.presence.handle_timer(now)
@@ -497,6 +500,7 @@ class Engine:
         timers = (
             self.clones.get_timer(),
             self.gossip.get_timer(),
+            self.first_handshake.get_timer(),
             self.path.get_timer(),
             self.entry.get_timer(),
             self.carriage.get_timer(),

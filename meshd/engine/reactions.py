@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from meshd.engine import events
 from meshd.engine.counters import CounterWatch
+from meshd.engine.first_handshake import RTT_MAX
 from meshd.engine.traffic import TrafficWatch
 from meshd.engine.wording import Wording
 from meshd.errors import BadPacket
@@ -59,6 +60,7 @@ class Reactions:
         """Forget a node that is no member any more."""
         self._left.pop(node, None)
         self._ready.pop(node, None)
+        self._engine.first_handshake.member_dropped(node)
         self.traffic.forget(node)
 
     def on_gossip(self, event: gossip_events.Event, now: float) -> None:
@@ -117,7 +119,9 @@ class Reactions:
         if after is MemberState.LEFT:
             self._left[node] = now
             self._engine.relays.member_gone(node)
-        elif after is not MemberState.ALIVE:
+        elif after is MemberState.ALIVE:
+            self._engine.relays.member_heard(node, now)
+        else:
             self._engine.path.peer_suspect(node, now)
         self._engine.replan()
 
@@ -251,7 +255,9 @@ class Reactions:
                 and self._engine.preshared.applied(node, peer)
             ):
                 del self._ready[node]
+                rtt = min(rtt, RTT_MAX)
                 self._engine.gossip.contact(node, now, rtt=rtt)
+                self._engine.first_handshake.contacted(node, now, rtt=rtt)
 
     def _on_record(self, blob: bytes, source: NodeId, now: float, wall: float) -> None:
         """Judge a record that came in a probe, and let its sender in if it is a member's."""

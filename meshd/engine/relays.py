@@ -15,6 +15,9 @@ Rule 2: both members of a pair are members; whoever stops being one, or leaves, 
 
 Rule 3: a restart takes up what is on disk, which is what the kernel still forwards.  Members keep
         nothing of that, so a relay tells those that have been started again.
+
+Rule 4: a grant to a member that has not been heard waits until it is: what is sent into a tunnel
+        before the path is ready has WireGuard waste its first initiation (`first_handshake`).
 """
 
 from __future__ import annotations
@@ -111,6 +114,7 @@ class Relays:
         )
         self._client = Client()
         self._runs: dict[NodeId, int] = {}  # of each member's daemon, by its record
+        self._untold: dict[NodeId, None] = {}  # members whose grants wait until they are heard
         self._stranger_datagrams = 0
         self._ports_revision = 0  # as last told
         self._flows_revision = -1
@@ -191,6 +195,13 @@ class Relays:
             for allocation in self._allocations.of_member(node):
                 self._grant(allocation, node, now)
 
+    def member_heard(self, node: NodeId, now: float) -> None:
+        """Tell a member what has been allotted to it before there was a tunnel."""
+        if node in self._untold:
+            del self._untold[node]
+            for allocation in self._allocations.of_member(node):
+                self._grant(allocation, node, now)
+
     def member_gone(self, node: NodeId) -> None:
         """End all that is a node's that is no member any more, or has left."""
         for allocation in self._allocations.remove_member(node):
@@ -202,6 +213,7 @@ class Relays:
         """Forget a node that is no member any more."""
         self.member_gone(node)
         self._runs.pop(node, None)
+        self._untold.pop(node, None)
         self._client.remove_peer(node)
 
     def on_path(self, event: _PathEvent, now: float, wall: float) -> None:
@@ -302,6 +314,9 @@ class Relays:
             self._grant(allocation, side.member, now)
 
     def _grant(self, allocation: Allocation, member: NodeId, now: float) -> None:
+        if not self._hears(member):
+            self._untold[member] = None
+            return
         side = allocation.side(member)
         opposite = allocation.opposite(side).member
         view = self._engine.gossip.member(opposite)
@@ -391,6 +406,10 @@ class Relays:
     def _is_other(self, node: NodeId) -> bool:
         standing = self._engine.ledger.standing(node)
         return node != self._engine.identity.node and standing is not None and standing.admitted
+
+    def _hears(self, node: NodeId) -> bool:
+        view = self._engine.gossip.member(node)
+        return view is not None and view.heard
 
     def _has_left(self, node: NodeId) -> bool:
         view = self._engine.gossip.member(node)

@@ -61,7 +61,8 @@ def preload() -> Callable[[Sequence[str]], int | None]:
     if str(PROJECT) not in sys.path:
         sys.path.insert(0, str(PROJECT))
     # The entry point leaves what is heavy to be imported later; here it is wanted beforehand.
-    importlib.import_module("meshd.daemon.daemon")
+    for name in ("meshd.daemon.daemon", "pyroute2"):
+        importlib.import_module(name)
     main: Callable[[Sequence[str]], int | None] = importlib.import_module("meshd.cli").main
     return main
 
