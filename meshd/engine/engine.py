@@ -516,8 +516,8 @@ class Engine:
             self.rekeying.get_timer(),
             Timer(self.reactions.look_at, "look at the device"),
         )
-        soonest = min(filter(None, timers), key=itemgetter(0))  # asked for after every input
-        return Timer(soonest.at, str(soonest.reason))
+        at, reason = min(filter(None, timers), key=itemgetter(0))  # asked for after every input
+        return Timer(at, str(reason))
 
     def desired_state(self) -> DesiredState:
         """Return what the kernel should hold, by all that is known at present."""
