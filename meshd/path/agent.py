@@ -51,6 +51,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meshd.errors import BadPacket
+from meshd.path.answers import Answers
 from meshd.path.candidates import Fence, PathClass, control_endpoint
 from meshd.path.config import PathConfig
 from meshd.path.events import (
@@ -113,6 +114,7 @@ class Agent:
         self.config = config or PathConfig()
         self.peers: dict[NodeId, Peer] = {}
         self.counts: Counter[str] = Counter()
+        self.answers = Answers()
         self.fence = Fence(excluded)
         self._hosts = Hosts()
         self._key = key
@@ -511,7 +513,7 @@ class Agent:
 
     def choose(self, peer: Peer, now: float) -> None:
         """Use another pair for a peer if there is reason to."""
-        choice = peer.choose(now, grace=self.config.selection_grace)
+        choice = peer.choose(now, grace=self._grace(now))
         if choice is not None:
             self.select(peer, *choice, now)
             self.relaying.review(peer, now)
@@ -563,7 +565,7 @@ class Agent:
         interval = self.config.call_interval
         if peer.attempt >= len(self.config.backoff):
             interval = self.config.upgrade_interval
-        soon = now - peer.searching_since < max(self.config.call_wait, self.relaying.wait)
+        soon = now - peer.searching_since < max(self.config.call_wait, self.relaying.wait(now))
         if soon or peer.wanted_since == math.inf or peer.direct:
             return
         if now - peer.called_at < interval:
@@ -579,11 +581,16 @@ class Agent:
             pause = config.patient_interval
         else:
             pause = config.backoff[min(max(peer.attempt, 1), len(config.backoff)) - 1]
+        pause = max(pause, self.answers.slowest(now))
         at = now + pause * (1.0 - config.backoff_jitter * self._rng.random())
-        grace_ends_at = peer.demanded_at + config.selection_grace
+        grace_ends_at = peer.demanded_at + self._grace(now)
         if peer.selected is not None and not peer.proven and now < grace_ends_at:
             return min(at, grace_ends_at)
         return at
+
+    def _grace(self, now: float) -> float:
+        """Return how long the address in use may take to prove itself again."""
+        return max(self.config.selection_grace, self.answers.slowest(now))
 
     def _ping_in_use(self, peer: Peer, now: float) -> None:
         """Ping by the path in use, by all where none is proven."""

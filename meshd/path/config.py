@@ -19,11 +19,12 @@ class PathConfig:
     backoff: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 1.0, 2.0, 2.0, 2.0, 5.0, 10.0)
     backoff_jitter: float = 0.25  # fraction of a pause
     returning_attempt: int = 3  # where in the backoff to go on when a lost peer is heard again
+    returned_after: float = 15.0  # of silence, heard again means that it was lost
     patience: float = 600.0  # of searching for a path, before it is searched for rarely
     patient_interval: float = 60.0
     probe_spacing: float = 0.1  # between two pings to one address
     update_spacing: float = 1.0  # between two pings that only bring our record
-    transaction_lifetime: float = 5.0  # a pong that takes longer proves nothing
+    transaction_lifetime: float = 20.0  # a pong that takes longer proves nothing
     # How long the address in use may take to prove itself again before another takes its place:
     # three of its pings have gone by then.
     selection_grace: float = 0.5

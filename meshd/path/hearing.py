@@ -114,6 +114,7 @@ class Hearing:
             agent.emit(PeerCalling(peer.node))
         pair = peer.observe(source, local)
         self._ask_back(peer, ping, pair, now)
+        peer.heard_at = now
         agent.upgrading.heard_use(peer, pair, now, uses=ping.uses)
 
     def _ask_back(self, peer: Peer, ping: Probe, pair: Pair, now: float) -> None:
@@ -130,9 +131,9 @@ class Hearing:
             # to be ready starts a handshake, and if the other does so before it hears, they cross.
             # Only once, though: where answers take long, pings that beget pings would never end.
             welcome = ping.installed and not peer.installs_us and pair.unanswered < WELCOMES_MAX
-            if welcome or now - pair.asked_at >= self._answer_spacing(pair):
+            if welcome or now - pair.asked_at >= self._answer_spacing(pair, now):
                 agent.prober.ping(peer, pair, now)
-            if not peer.proven:
+            if not peer.proven and now - peer.heard_at >= config.returned_after:
                 # It is back: do not sit out a long pause.
                 peer.attempt = min(peer.attempt, config.returning_attempt)
                 peer.searching_since = now
@@ -143,24 +144,24 @@ class Hearing:
     def _moved(self, peer: Peer, ping: Probe, pair: Pair) -> bool:
         """Whether a ping says that the path in use may be none any longer.
 
-        While it is relayed a peer pings us from everywhere, to find something better, and by its
-        spares.
+        It does when the peer uses another, or is where its record does not list it.  Else it only
+        searches, or while it is relayed looks for something better.
         """
         if not peer.proven or peer.selected is None or pair is peer.selected:
             return False
-        if pair.relay is not None or (peer.selected.relayed and not ping.uses):
+        if pair.relay is not None or pair.proven_at >= peer.demanded_at:
             return False
-        return pair.proven_at < peer.demanded_at
+        return ping.uses or not (pair.listed or peer.selected.relayed)
 
-    def _answer_spacing(self, pair: Pair) -> float:
+    def _answer_spacing(self, pair: Pair, now: float) -> float:
         """Return how long to wait after a question before a ping may be the occasion for another.
 
-        It grows while nothing is answered: two sides that are slow because they are overloaded must
-        not keep each other so.
+        It grows while nothing is answered, and is no shorter than answers of late have taken: two
+        sides that are slow because they are overloaded must not keep each other so.
         """
-        config = self._agent.config
+        config, slowest = self._agent.config, self._agent.answers.slowest(now)
         step = min(pair.unanswered, len(config.backoff)) - 1
-        return min(config.backoff[max(step, 0)], config.recheck_interval)
+        return max(min(config.backoff[max(step, 0)], config.recheck_interval), slowest)
 
     def _on_pong(self, peer: Peer, pong: Probe, source: Endpoint, now: float) -> None:
         agent = self._agent
@@ -171,6 +172,7 @@ class Hearing:
             agent.counts["pongs_unasked"] += 1
             return
         agent.counts["pongs_received"] += 1
+        peer.heard_at = now
         peer.holds = pong.held
         peer.installs_us = pong.installed
         peer.announced = peer.announced and pong.installed
@@ -183,7 +185,7 @@ class Hearing:
         agent.announce(peer)
         assert pong.observed is not None
         if pair.relay is None:
-            agent.relaying.answered(pair.rtt)
+            agent.answers.note(pair.rtt, now)
             idle = now - pair.rtt - quiet_since
             agent.surroundings.observed(peer.node, pair, pong.observed, idle, now)
             agent.surroundings.review_keepalive(peer)

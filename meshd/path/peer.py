@@ -64,10 +64,12 @@ class Peer:
         self.selected_at = -math.inf
         self.found_at = -math.inf  # when it was reached for the first time, or again from nothing
         self.insist_until = -math.inf  # on the endpoint of the pair in use
+        self.insisted = 0  # times, since the last move
         self.left: Pair | None = None  # the pair in use before
         self.nominated: Pair | None = None  # what the peer uses, and we are to, once it is proven
         self.wanted_since = math.inf  # when somebody began to want a path to it
         self.traffic_at = -math.inf  # when its tunnel was last known to carry something
+        self.heard_at = -math.inf  # when a probe of its was last opened
         self.called_at = -math.inf  # when we last had it called
         self.calls_us_at = -math.inf  # when it last had us called
         self.in_kernel: Endpoint | None = None  # the endpoint last observed there

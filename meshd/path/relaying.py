@@ -28,7 +28,6 @@ Rule 4: peers without a path get their relays a few at a time, and not before an
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,8 +48,7 @@ PORTS_PER_PEER_MAX = 4  # of relays; one that is offered beyond is not used
 URGENT_PER_SECOND_MAX = 8.0  # peers without a path for which relays are asked
 URGENT_BURST_MAX = 4
 URGENT_RETRY = 0.25
-RTTS_REMEMBERED = 8  # of pongs of late, by whatever direct path
-ROUND_TRIPS_MIN = 4  # to be waited for
+ROUND_TRIPS_MIN = 4  # as slow as the slowest of late, to be waited for
 HELLO_INTERVAL = 15.0  # a NAT may forget a binding after 30 s
 HELLO_BACKOFF = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, HELLO_INTERVAL)
 HELLOS_UNANSWERED_MAX = 4  # then the relay is taken for gone
@@ -84,7 +82,6 @@ class Relaying:
         self._agent = agent
         self.possible = True  # rule 3
         self._urgent = TokenBucket(rate=URGENT_PER_SECOND_MAX, burst=URGENT_BURST_MAX, now=now)
-        self._rtts: deque[float] = deque(maxlen=RTTS_REMEMBERED)
         self._ports: dict[NodeId, dict[NodeId, Port]] = {}  # by peer and relay
         self._by_address: dict[Endpoint, Port] = {}
         self._due: Schedule[tuple[NodeId, NodeId]] = Schedule()
@@ -92,16 +89,12 @@ class Relaying:
         self._reviews: Schedule[NodeId] = Schedule()
         self._spared_at: dict[NodeId, float] = {}  # since when fewer would do
 
-    @property
-    def wait(self) -> float:
-        """How long a peer may be without a path before others are to help (rule 4)."""
-        return max(self._agent.config.relay_wait, ROUND_TRIPS_MIN * max(self._rtts, default=0.0))
+    def wait(self, now: float) -> float:
+        """Return how long a peer may be without a path before others are to help (rule 4)."""
+        agent = self._agent
+        return max(agent.config.relay_wait, ROUND_TRIPS_MIN * agent.answers.slowest(now))
 
     # Inputs
-
-    def answered(self, rtt: float) -> None:
-        """Take how long a pong has taken that came directly."""
-        self._rtts.append(rtt)
 
     def offered(
         self,
@@ -284,7 +277,7 @@ class Relaying:
         if peer.wanted_since == math.inf:
             return 0, "", math.inf
         if peer.selected is None or not peer.proven:
-            urgent_at = max(peer.wanted_since, peer.searching_since) + self.wait
+            urgent_at = max(peer.wanted_since, peer.searching_since) + self.wait(now)
             if now >= urgent_at:
                 if not self._wishes.get(peer.node) and not self._urgent.take(now):
                     return 0, "", now + URGENT_RETRY

@@ -3,7 +3,8 @@
 Rule 1: when WireGuard has moved an endpoint, an authenticated packet came from there, and that is
         where the peer is.  An observation that only repeats the last one says nothing, for what we
         have selected in between may not have been applied yet; unless that was long ago, or it was
-        insisted on: then packets that were on their way have moved it back.
+        insisted on: then packets that were on their way have moved it back.  Where that is still so
+        though the peer says that it uses the new path as we do, it is insisted on again.
 
 Rule 2: when this host's addresses change, when it has slept, and, but for what stays within a LAN,
         when its default route moves, every path is proven anew.  What is in use stays in use
@@ -33,6 +34,8 @@ class Roaming:
         settled = now - peer.selected_at >= agent.config.settle_time
         if now < peer.insist_until or (endpoint == peer.in_kernel and not settled):
             return
+        if self._echoes(peer, endpoint) and agent.upgrading.insist_again(peer, now):
+            return
         selected, first = peer.selected, peer.in_kernel is None
         peer.in_kernel = endpoint
         if not agent.fence.allows(endpoint):
@@ -46,6 +49,12 @@ class Roaming:
         agent.select(peer, pair, "peer roamed", now)
         agent.announce(peer)
         agent.search(peer, now)
+
+    def _echoes(self, peer: Peer, endpoint: Endpoint) -> bool:
+        """Whether only packets of before a planned move, answering each other, are seen there."""
+        selected, left = peer.selected, peer.left
+        moved = selected is not None and selected.peer_uses and peer.proven
+        return moved and left is not None and left is not selected and endpoint == left.endpoint
 
     def begin_anew(self, now: float, *, but: PathClass | None = None) -> None:
         """Prove every path anew, except proven ones of a class (rule 2)."""

@@ -18,7 +18,8 @@ Rule 3: of relays another one is better if the round trip through it is much sho
 Rule 4: WireGuard sends to where the last packet came from, so each one that was on its way by the
         former path moves it back.  Under traffic both sides insist on the new path for a second,
         twenty times: each time more packets go by the new path and fewer by the former, until none
-        does.  Nothing is lost either way, for both work.
+        does; for another second, up to five, while some still do.  Nothing is lost either way, for
+        both work.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ ANSWERS_MIN = 5  # in a row
 MISSES_MAX = 5  # in a row: then it is not proven any longer
 SPACING_MAX = 15.0  # a NAT may forget a binding after 30 s
 LOSSES_MAX = 16
+INSISTS_MAX = 5  # times a new path is insisted on, after one move
 # Of two relays: less is noise, and moving for it is not worth it.
 RTT_RATIO_MIN = 1.25
 RTT_GAIN_MIN = 0.01
@@ -103,10 +105,19 @@ class Upgrading:
 
     def moved(self, peer: Peer, now: float) -> None:
         """Take that another path is in use: rule 4."""
+        peer.insisted = 0
+        if now - peer.traffic_at < self._agent.config.spare_linger:
+            self.insist_again(peer, now)
+
+    def insist_again(self, peer: Peer, now: float) -> bool:
+        """Insist on the path in use for a while.  Return whether it may be, once more."""
         config = self._agent.config
-        if now - peer.traffic_at < config.spare_linger:
-            peer.insist_until = now + config.insist_time
-            self._insisting.set(peer.node, now + config.insist_interval)
+        if peer.insisted >= INSISTS_MAX:
+            return False
+        peer.insisted += 1
+        peer.insist_until = now + config.insist_time
+        self._insisting.set(peer.node, now + config.insist_interval)
+        return True
 
     def forget(self, node: NodeId) -> None:
         """End all trials with a peer."""

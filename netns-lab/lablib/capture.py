@@ -28,6 +28,7 @@ IPAddress: TypeAlias = IPv4Address | IPv6Address
 
 STOP_TIMEOUT = 10.0
 FRAME_BYTES_MAX = 65535
+BUFFER_KIBIBYTES = 32768  # of the kernel's: room for 500 frames, each taking as much as the longest
 PCAP_MAGIC = 0xA1B2C3D4  # microseconds; pcap-savefile(5)
 _FILE_HEADER = struct.Struct("=IHHiIII")
 _RECORD_HEADER = struct.Struct("=IIII")
@@ -58,7 +59,7 @@ class Capture:
         self.path = path
         # At once: what lies in a half-full block of the kernel's when it is stopped, is lost.
         argv = ["tcpdump", "--immediate-mode", "-i", interface, "-n", "-U"]
-        argv += ["-s", str(FRAME_BYTES_MAX), "-w", "-"]
+        argv += ["-B", str(BUFFER_KIBIBYTES), "-s", str(FRAME_BYTES_MAX), "-w", "-"]
         # Through standard output, since inside the namespace our /run is out of sight.
         with path.open("wb") as file:
             self._process = namespace.popen(

@@ -14,6 +14,7 @@ pass calls on.  `data_plane` sends packets by the endpoints that the agents choo
 
 import heapq
 import itertools
+import math
 from ipaddress import ip_address
 from random import Random
 
@@ -43,6 +44,7 @@ PORT = 51820
 INTERNET = "internet"
 KERNEL_DELAY = 0.01
 GOSSIP_INTERVAL = 1.0
+SOCKET_BUFFER = 300  # probes
 MESSAGE_DELAY = 0.05  # of what goes through tunnels: grants and calls
 
 
@@ -59,6 +61,7 @@ class Node:
         self.records = {}  # node id to (sequence, blob), verified
         self.kernel = set()
         self.cut = False
+        self.busy_until = 0.0
         self.log = []
         self.tunnels = {}  # by node id of the other
         self.relay = None  # RelayHost
@@ -210,11 +213,12 @@ class Node:
 
 
 class Internet:
-    def __init__(self, *, seed, loss=0.0, delay=(0.005, 0.04)):
+    def __init__(self, *, seed, loss=0.0, delay=(0.005, 0.04), capacity=math.inf):
         self.now = 0.0
         self.rng = Random(seed)
         self.loss = loss
         self.delay = delay
+        self.capacity = capacity  # probes a second that a node can take in
         self.nats = {}
         self.firewalls = {}  # of IPv6, by realm
         self.nodes = []
@@ -418,9 +422,15 @@ class Internet:
             for stream in self.streams:
                 stream.take(datagram, self.now)
         else:
-            self._heard.setdefault((node, origin), []).append(self.now)
-            node.agent.receive_datagram(datagram, origin, local.address, self.now)
-            node.drain()
+            waits = max(0.0, node.busy_until - self.now)
+            if waits <= SOCKET_BUFFER / self.capacity:
+                node.busy_until = self.now + waits + 1 / self.capacity
+                self.at(waits, lambda: self._take_in(node, datagram, origin, local))
+
+    def _take_in(self, node, datagram, origin, local):
+        self._heard.setdefault((node, origin), []).append(self.now)
+        node.agent.receive_datagram(datagram, origin, local.address, self.now)
+        node.drain()
 
     def heard(self, node, source):
         """Return when probes have come to a node from there."""

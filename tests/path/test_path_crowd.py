@@ -1,4 +1,6 @@
-"""Of many paths that fall silent at once none is judged; of few, or one of many, each is."""
+"""Many at once: whose paths fall silent, and who start on machines too slow for it."""
+
+import itertools
 
 import pytest
 
@@ -48,6 +50,26 @@ def test_where_all_fall_silent_nothing_is_judged_and_little_is_sent():
     internet.run_for(5)
     assert all(here.ready(other) for other in there)
     assert not failed(here)
+
+
+@pytest.mark.parametrize("capacity", [60.0, 20.0])
+def test_twenty_that_start_on_busy_machines_find_each_other_and_come_to_rest(capacity):
+    internet = Internet(seed=1, capacity=capacity)
+    for index in range(20):
+        internet.add(index, INTERNET, f"203.0.113.{index + 1}", f"2001:db8::{index + 1:x}")
+    internet.introduce_all()
+    nodes = internet.nodes
+
+    def whole():
+        return all(a.ready(b) for a, b in itertools.permutations(nodes, 2))
+
+    internet.run_until(whole, within=60)
+    internet.run_for(30)
+
+    internet.sent.clear()
+    internet.run_for(60)
+    assert whole()
+    assert len(internet.sent) < len(nodes)
 
 
 @pytest.mark.parametrize("others", [1, 2, OTHERS])
