@@ -14,8 +14,17 @@ YOUNG_MAX = 20  # such looks before the middle-aged are
 MIDDLE_AGED_MAX = 20  # and such before all are
 
 
+def pause_collector() -> None:
+    """Do not look at all, until `tune_collector`: while modules are imported nearly all stays.
+
+    Walking what they make again and again takes a fifth of the time that importing takes.
+    """
+    gc.disable()
+
+
 def tune_collector() -> None:
     """Look less often, and never again at what is there already: code, mostly."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(ALLOCATIONS_MAX, YOUNG_MAX, MIDDLE_AGED_MAX)
+    gc.enable()

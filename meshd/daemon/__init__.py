@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meshd.collector import pause_collector
+
 if TYPE_CHECKING:
     from meshd.config import Config
 
@@ -16,6 +18,7 @@ def run(config: Config) -> int:
 
     Raise UsageError or StartError; nothing is left behind then that was not there before.
     """
+    pause_collector()
     from meshd.daemon.daemon import run_daemon
 
     return run_daemon(config)
