@@ -29,7 +29,7 @@ from meshd.errors import DeviceError, StartError
 from meshd.net import mux as one_port
 from meshd.net.link import diff_link
 from meshd.wg.backend import open_device
-from meshd.wg.diff import diff_device, renewal
+from meshd.wg.diff import diff_device, renewal, with_fresh_starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -223,7 +223,7 @@ class Reconciler:
             self._note_endpoints(desired)
             return status
         self.statistics.changes += 1
-        self.device.apply(change)
+        self.device.apply(with_fresh_starts(change, desired.device, status))
         self._note_endpoints(desired)
         return self.device.observe()
 

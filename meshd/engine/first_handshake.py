@@ -7,15 +7,15 @@ itself.  A peer that is removed and made again begins at once.
 
     path ready ─▶ ping ── heard ─▶ all is well: nothing was wasted, or by one side only
                     └─ not heard for as long as a handshake takes
-                         lower id   ├─ 0.25 s ─ renew, ping ─ 0.5 s ─ renew, ping ─ 1 s ─ …
-                         higher id  └─ 0.375 s ─── renew, ping ─── 0.75 s ─── renew, ping ─ …
+    seconds, besides round trips:  0    0.1    0.15   0.3   0.4   0.7  1.2  1.5
+                     lower id      ping renew         renew       renew     renew
+                     higher id                 ping         renew      renew
 
 Rule 1: only a peer that never had a session is renewed: whoever does it looks at the device first.
-        What waits to be sent to it is lost, so the ordinary ways come first: our ping, and after
-        `contact_stagger` the other side's, whose kernel may have wasted nothing.
+        What waits to be sent to it is lost, so our ping comes first.
 
-Rule 2: of two members the one with the lower id is the sooner, each time, so that what they begin
-        does not cross: each of two initiations that cross spoils the other.
+Rule 2: of two members the one with the lower id is the sooner, and what they begin is further
+        apart than a round trip: each of two initiations that cross spoils the other.
 
 Rule 3: after `RENEWALS_MAX` it is left to WireGuard, which tries again by itself.
 """
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from meshd.engine.engine import Engine
     from meshd.keys import NodeId, WireGuardKey
 
-PATIENCE = 0.25  # seconds, at first; twice as long each time
-ROUND_TRIPS = 4  # of the path, besides: until the other side has begun, and a handshake is over
-HIGHER_ID_PATIENCE_MULT = 1.5
+# Seconds at first, twice as long each time, and round trips of the path besides.  The one with the
+# higher id has pinged by then as well (`meshd.gossip.contact`, rule 2).
+LOWER_ID_PATIENCE, HIGHER_ID_PATIENCE = 0.1, 0.4
+ROUND_TRIPS, HIGHER_ID_FIRST_ROUND_TRIPS = 1.5, 4.0
 RENEWALS_MAX = 4
 # A probe's round trip has both daemons in it, which may be busy; a handshake has only kernels.
 RTT_MAX = 0.3
@@ -98,9 +99,10 @@ class FirstHandshake:
         return standing.record.wireguard_key
 
     def _patience(self, node: NodeId, contact: _Contact) -> float:
-        patience = PATIENCE * (1 << contact.renewals) + ROUND_TRIPS * contact.rtt
-        is_first = self._engine.identity.node < node
-        return patience if is_first else patience * HIGHER_ID_PATIENCE_MULT
+        if self._engine.identity.node < node:
+            return LOWER_ID_PATIENCE * (1 << contact.renewals) + ROUND_TRIPS * contact.rtt
+        round_trips = ROUND_TRIPS if contact.renewals else HIGHER_ID_FIRST_ROUND_TRIPS
+        return HIGHER_ID_PATIENCE * (1 << contact.renewals) + round_trips * contact.rtt
 
     def _heard(self, node: NodeId) -> bool:
         view = self._engine.gossip.member(node)

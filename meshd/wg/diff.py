@@ -21,6 +21,7 @@ This module is pure: `meshd.wg.kernel` and `meshd.wg.userspace` observe and appl
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from meshd.wg.types import DeviceChange, PeerChange
@@ -67,7 +68,31 @@ def renewal(desired: DeviceSpec, observed: DeviceStatus, key: WireGuardKey) -> D
     spec, known = desired.peers.get(key), observed.peers.get(key)
     if spec is None or known is None or known.last_handshake_time:
         return None
-    return DeviceChange(peers=(PeerChange(key, remove=True), _added(key, spec)))
+    return DeviceChange(peers=_made_anew(key, spec, known))
+
+
+def with_fresh_starts(
+    change: DeviceChange, desired: DeviceSpec, observed: DeviceStatus
+) -> DeviceChange:
+    """Return the change with those peers made anew that get an endpoint for the first time.
+
+    wireguard-go begins a handshake with a peer that has no endpoint, which goes nowhere, and for
+    5 s no other.  The kernel's WireGuard drops what is for such a peer, and loses nothing by this.
+    """
+    peers: list[PeerChange] = []
+    for peer in change.peers:
+        known = observed.peers.get(peer.public_key)
+        first = peer.endpoint is not None and known is not None and known.endpoint is None
+        # Allowed-ips that move at the same time keep their order: rule 2.
+        if not first or known is None or known.last_handshake_time or _moves_allowed_ips(peer):
+            peers.append(peer)
+            continue
+        peers += _made_anew(peer.public_key, desired.peers[peer.public_key], known)
+    return replace(change, peers=tuple(peers))
+
+
+def _moves_allowed_ips(peer: PeerChange) -> bool:
+    return peer.replace_allowed_ips or bool(peer.allowed_ips)
 
 
 def _diff_peers(
@@ -138,6 +163,13 @@ def _added(key: WireGuardKey, spec: PeerSpec) -> PeerChange:
         persistent_keepalive=_if_changed(spec.persistent_keepalive, 0),
         preshared_key=_if_changed_secret(spec.preshared_key, None),
     )
+
+
+def _made_anew(key: WireGuardKey, spec: PeerSpec, known: PeerStatus) -> tuple[PeerChange, ...]:
+    added = _added(key, spec)
+    if spec.preshared_key is None:
+        added = replace(added, preshared_key=_if_changed_secret(known.preshared_key, None))
+    return PeerChange(key, remove=True), added
 
 
 def _changed(

@@ -10,7 +10,7 @@ import pytest
 
 from meshd.keys import PresharedKey, WireGuardKey, WireGuardPrivateKey
 from meshd.wg.backend import open_device
-from meshd.wg.diff import diff_device
+from meshd.wg.diff import diff_device, renewal
 from meshd.wg.types import DeviceChange, DeviceSpec, Endpoint, PeerChange, PeerSpec
 from wg.fake_device import FakeDevice
 from wg.wg_backends import REAL, REQUIRED
@@ -19,6 +19,7 @@ from wg.wg_strategies import NO_PRESHARED_KEY
 
 OURS = WireGuardPrivateKey(b"\x11" * 32)
 THEIRS = WireGuardPrivateKey(b"\x22" * 32)
+WASTING = WireGuardPrivateKey(b"\x44" * 32)
 PRESHARED = PresharedKey(b"\x33" * 32)
 A, B, C = (WireGuardKey(bytes([number]) * 32) for number in (1, 2, 3))
 X, Y, Z = (IPv4Network(f"10.0.0.{i}/32") for i in (1, 2, 3))
@@ -378,3 +379,34 @@ def test_a_learnt_endpoint_is_kept_by_the_diff(pair):
     spec = DeviceSpec(OURS, 51821, 0, {THEIRS.public: PeerSpec(frozenset(EVERYTHING))})
 
     assert diff_device(spec, first.observe(), applied_endpoints={}) is None
+
+
+def test_a_peer_made_anew_begins_a_handshake_before_one_that_repeats_a_wasted_initiation(pair):
+    first, second = pair
+    third = open_device("wgtest2", backend=first.backend)
+    ports = {THEIRS: 51822, WASTING: 51823}
+    third.apply(DeviceChange(private_key=WASTING, listen_port=51823, peers=(peer_of(OURS.public),)))
+    run("ip", "link", "set", "wgtest2", "up")
+    # What the interfaces say by themselves, of IPv6, may have made a session.
+    for device, key in ((first, THEIRS.public), (second, OURS.public)):
+        change_peers(device, PeerChange(key, remove=True))
+    change_peers(second, peer_of(OURS.public))
+    nowhere = Endpoint(IPv4Address("127.0.0.1"), 51824)
+    for key in ports:
+        change_peers(first, peer_of(key.public, endpoint=nowhere))
+        send_now(first, key.public)
+        eventually(lambda key=key: first.observe().peers[key.public].tx_bytes)
+
+    peers = {
+        key.public: PeerSpec(frozenset(), endpoint=Endpoint(IPv4Address("127.0.0.1"), port))
+        for key, port in ports.items()
+    }
+    desired = DeviceSpec(OURS, 51821, 0, peers)
+    first.apply(diff_device(desired, first.observe(), applied_endpoints={}))
+    first.apply(renewal(desired, first.observe(), THEIRS.public))
+    for key in peers:
+        send_now(first, key)
+    eventually(lambda: first.observe().peers[THEIRS.public].last_handshake_time)
+
+    assert not first.observe().peers[WASTING.public].last_handshake_time
+    third.close()

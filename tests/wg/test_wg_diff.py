@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.wg.diff import diff_device, renewal
+from meshd.wg.diff import diff_device, renewal, with_fresh_starts
 from meshd.wg.types import DeviceSpec, Endpoint, PeerChange, PeerSpec
 from wg.fake_device import EMPTY_PEER, FakeDevice, owners
 from wg.wg_strategies import (
@@ -280,3 +280,51 @@ def test_a_renewed_peer_is_as_desired(desired):
         device.apply(renewal(desired, device.observe(), key))
 
     assert_as_desired(device.observe(), desired)
+
+
+def test_a_renewed_peer_keeps_a_preshared_key_that_is_not_for_us_to_say():
+    device = holding(spec(A=having(X, preshared_key=PRESHARED_KEYS[0])))
+
+    device.apply(renewal(spec(A=having(X)), device.observe(), A))
+
+    assert device.observe().peers[A].preshared_key == PRESHARED_KEYS[0]
+
+
+def fresh_start(desired, observed):
+    change = diff_device(desired, observed, applied_endpoints={})
+    return with_fresh_starts(change, desired, observed)
+
+
+def test_a_peer_that_gets_its_first_endpoint_is_made_anew_in_the_same_change():
+    device = holding(spec(A=having(X), B=having(Y)))
+    desired = spec(A=having(X, endpoint=ENDPOINTS[0]), B=having(Y, persistent_keepalive=25))
+
+    change = fresh_start(desired, device.observe())
+    device.apply(change)
+
+    assert [(peer.public_key, peer.remove) for peer in change.peers] == [
+        (A, True),
+        (A, False),
+        (B, False),
+    ]
+    assert_as_desired(device.observe(), desired)
+
+
+def test_a_peer_with_a_session_or_another_endpoint_is_never_made_anew():
+    known = holding(spec(A=having(X), B=having(Y, endpoint=ROAMED))).observe()
+    shaken = replace(known.peers[A], last_handshake_time=1.0)
+    observed = replace(known, peers={**known.peers, A: shaken})
+    desired = spec(A=having(X, endpoint=ENDPOINTS[0]), B=having(Y, endpoint=ENDPOINTS[0]))
+
+    assert not any(peer.remove for peer in fresh_start(desired, observed).peers)
+
+
+@given(desired=device_specs(), observed=device_statuses())
+def test_a_device_is_as_desired_with_fresh_starts_too(desired, observed):
+    device = FakeDevice(observed)
+    change = diff_device(desired, observed, applied_endpoints={})
+
+    if change is not None:
+        device.apply(with_fresh_starts(change, desired, observed))
+
+    assert diff_device(desired, device.observe(), applied_endpoints={}) is None
