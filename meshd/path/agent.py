@@ -40,7 +40,7 @@ Its parts, each in a module of its own, share the peers and the pairs, and `sele
     prober         what is said             relaying   ports of relays, and when they are wanted
     hearing        what is heard            watching   the path in use, while it carries traffic
     surroundings   our addresses, our NAT   upgrading  planned moves
-    roaming        us, or the peer, elsewhere
+    roaming        us, the peer, elsewhere  answers    how long they have taken of late
 """
 
 from __future__ import annotations
