@@ -142,13 +142,15 @@ def _up(arguments: argparse.Namespace) -> int:
     lab = Lab(topology(arguments.topology, arguments.nodes), name=arguments.name)
     lab.up()
     console.say(draw(lab.topology))
-    if arguments.no_daemons:
-        return 0
     try:
-        mesh.start(lab, secret=arguments.secret or mesh.new_secret())
+        if not arguments.no_daemons:
+            mesh.start(lab, secret=arguments.secret or mesh.new_secret())
     except BaseException:
         lab.down()
         raise
+    lab.keep()
+    if arguments.no_daemons:
+        return 0
     console.say(f"\nall {len(lab.nodes)} members see each other; try:")
     option = "" if lab.name == DEFAULT_NAME else f" --name {lab.name}"
     console.say(f"  lab{option} exec a meshctl status")

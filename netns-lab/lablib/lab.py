@@ -1,7 +1,8 @@
 """A lab: one topology, running.
 
 Everything it makes is inside namespaces of its own, so taking it down is ending the processes in
-them and removing its directory, /run/mlab/NAME:
+them and removing its directory, /run/mlab/NAME.  It ends with the program that made it, however
+that ends (`lablib.warden`), unless it is kept:
 
     topology.json     which topology this is
     *.ns              a record of each namespace, written by its holder
@@ -20,7 +21,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from lablib import daemon, fabric
+from lablib import daemon, fabric, warden
 from lablib.errors import LabError, UsageError
 from lablib.namespace import Namespace, destroy
 from lablib.node import Node
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
 
+    from lablib.forking import ForkedProcess
     from lablib.topology import Topology
 
 PREFIX = "mlab"
@@ -52,6 +54,7 @@ class Lab:
         self.nodes: dict[str, Node] = {}
         self.namespaces: dict[str, Namespace] = {}
         self.how = how or daemon.Start.default()
+        self._warden: ForkedProcess | None = None
 
     @classmethod
     def attach(cls, name: str = DEFAULT_NAME) -> Self:
@@ -101,14 +104,23 @@ class Lab:
                     f"lab {self.name!r} is up, or was left behind; `lab down` removes it"
                 ) from None
             try:
+                self._warden = warden.post(self.directory, lambda: take_down(self.name))
                 self._build()
             except BaseException:
                 _remove(self.directory)
+                self.keep()
                 raise
+
+    def keep(self) -> None:
+        """Let the lab outlive this program; `lab down` removes it."""
+        if self._warden is not None:
+            warden.dismiss(self._warden)
+            self._warden = None
 
     def down(self) -> None:
         """End every process in the lab and forget it.  Harmless when it is not up."""
         take_down(self.name)
+        self.keep()
         for node in self.nodes.values():
             node.reap()
         self.nodes.clear()

@@ -257,23 +257,51 @@ def test_an_interrupt_takes_the_lab_down():
         raise KeyboardInterrupt
 
 
-def test_down_clears_up_after_a_lab_whose_program_was_killed():
-    name = f"killed-{os.getpid()}"
+def killed_program(name, *, after):
+    """Run a program that makes a lab, and does something more, to where it is killed."""
     script = (
         "import time; from lablib import Lab, nat\n"
-        f"lab = Lab(nat(3), name={name!r}); lab.up(); print('up', flush=True); time.sleep(1000)"
+        f"lab = Lab(nat(3), name={name!r}); lab.up(); {after}\n"
+        "print('up', flush=True); time.sleep(1000)"
     )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(PROJECT / "netns-lab")},
+        stdout=subprocess.PIPE,
+    ) as program:
+        assert program.stdout.readline() == b"up\n"
+        program.send_signal(signal.SIGKILL)
+
+
+def test_down_clears_up_after_a_lab_that_was_kept():
+    name = f"kept-{os.getpid()}"
     with leaving_nothing_behind():
-        with subprocess.Popen(
-            [sys.executable, "-c", script],
-            env={**os.environ, "PYTHONPATH": str(PROJECT / "netns-lab")},
-            stdout=subprocess.PIPE,
-        ) as program:
-            assert program.stdout.readline() == b"up\n"
-            program.send_signal(signal.SIGKILL)
+        killed_program(name, after="lab.keep()")
 
         assert take_down(name) == 7  # three members, three routers and the fabric
         assert take_down(name) == 0
+
+
+def test_a_lab_ends_with_the_program_that_made_it():
+    name = f"killed-{os.getpid()}"
+    hidden = "lab['a'].run(['setsid', '--fork', 'sh', '-c', 'sleep 1000'])"
+    with leaving_nothing_behind():
+        killed_program(name, after=hidden)
+
+        wait_until(lambda: not (DIRECTORY / name).exists(), "the lab is gone", timeout=60)
+
+
+def test_a_warden_leaves_a_later_lab_of_the_same_name_alone():
+    name = f"later-{os.getpid()}"
+    replaced = f"from lablib import take_down; take_down({name!r}); "
+    replaced += "again = Lab(nat(2), name=lab.name); again.up(); again.keep(); "
+    replaced += "open(again.directory / 'warden', 'w').write(str(lab._warden.pid))"
+    with leaving_nothing_behind():
+        killed_program(name, after=replaced)
+        warden = int((DIRECTORY / name / "warden").read_text())
+        wait_until(lambda: not Path(f"/proc/{warden}").exists(), "the warden ends", timeout=60)
+
+        assert take_down(name) == 5  # two members, two routers and the fabric
 
 
 def test_a_process_in_a_namespace_that_is_not_the_labs_is_never_ended():
