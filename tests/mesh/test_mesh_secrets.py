@@ -173,6 +173,15 @@ def start(node, *arguments):
     node.start_daemon(*arguments, "--name", node.name, env=DEBUG)
 
 
+def wait_preshared(*nodes):
+    """Wait until each has agreed on a pre-shared key with every other."""
+    wait_until(
+        lambda: all(m["psk_age_s"] is not None for n in nodes for m in n.status()["members"]),
+        "each pair has a pre-shared key",
+        timeout=PATIENCE,
+    )
+
+
 def written(node, path, text):
     file = node.file(path)
     file.touch(mode=0o600)
@@ -211,10 +220,11 @@ def test_no_secret_of_a_mesh_of_tokens_is_in_anything_it_puts_out(tmp_path):
         b.stop_daemon()
         start(b)
         lab.wait_whole(a, b, c)
+        wait_preshared(a, b, c)
         for node in (a, b, c):
             learn_disk(search, node, tmp_path)
         assert any("mesh-key" in name for name in search.names)
-        assert any("key with" in name for name in search.names), "no pre-shared key was agreed"
+        assert any("key with" in name for name in search.names)
 
         check_all(search, [a, b, c], captures)
         assert not search.found_in(late.log_text())
@@ -238,7 +248,9 @@ def test_no_secret_of_a_mesh_of_one_secret_is_in_anything_it_puts_out(tmp_path):
         start(b, "--config", written(b, "/etc/meshd/meshd.toml", config))
         lab.wait_whole(a, b)
         lab.ping_all(a, b)
+        wait_preshared(a, b)
         for node in lab.nodes:
             learn_disk(search, node, tmp_path)
+        assert any("key with" in name for name in search.names)
 
         check_all(search, [a, b], captures)
