@@ -16,6 +16,9 @@ Rule 3: WireGuard roams by itself, and what it has seen is newer than what we on
         endpoint is written when it is a new decision, or when the peer has none; where it is
         insisted on, whenever the peer has another one.
 
+Rule 4: a peer that has had no session may be made anew, and is where a handshake may have gone
+        nowhere (`with_fresh_starts`, `renewal`); one that has had a session never is.
+
 This module is pure: `meshd.wg.kernel` and `meshd.wg.userspace` observe and apply.
 """
 
