@@ -53,7 +53,7 @@ class _PublicId(_Key):
     @property
     def short(self) -> str:
         """The beginning of `str`: enough for people to tell nodes apart."""
-        return str(self)[:SHORT_ID_CHARS]
+        return _base32(self)[:SHORT_ID_CHARS]
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import errno
 import functools
-from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import TYPE_CHECKING
 
@@ -90,57 +89,71 @@ def raise_for_error(answer: bytes, operation: str) -> None:
         raise DeviceError(operation, number)
 
 
-def decode_status(answer: bytes) -> DeviceStatus:
-    """Read the answer to `GET_REQUEST`, which `raise_for_error` has found to be a good one."""
-    lines = device = _Lines()
-    peers: dict[WireGuardKey, _Lines] = {}
-    for line in answer.split(b"\n"):
-        name, separator, value = line.partition(b"=")
-        if name == b"public_key":
-            lines = peers.setdefault(WireGuardKey(_key(value)), _Lines())
-        elif name == b"allowed_ip":
-            lines.allowed_ips.append(_network(value))
-        elif separator:
-            lines.values[name] = value
-        elif line:
-            raise _malformed()
-    private_key = device.key(b"private_key")
-    return DeviceStatus(
-        private_key=None if private_key is None else WireGuardPrivateKey(private_key),
-        listen_port=device.number(b"listen_port", PORT_MAX),
-        fwmark=device.number(b"fwmark", FWMARK_MAX),
-        peers={key: peer.status() for key, peer in peers.items()},
+class StatusReader:
+    """Reads the answers to `GET_REQUEST`, which `raise_for_error` has found to be good ones.
+
+    Answers are long, many, and mostly the same: a peer whose lines are those of the answer before
+    is not read again.
+    """
+
+    def __init__(self) -> None:
+        self._peers: dict[bytes, tuple[WireGuardKey, PeerStatus]] = {}  # by their lines
+
+    def read(self, answer: bytes) -> DeviceStatus:
+        """Return the device with all its peers."""
+        first, *others = (b"\n" + answer).split(b"\npublic_key=")
+        device, before = _Lines(first), self._peers
+        self._peers = {lines: before.get(lines) or _read_peer(lines) for lines in others}
+        private_key = device.key(b"private_key")
+        return DeviceStatus(
+            private_key=None if private_key is None else WireGuardPrivateKey(private_key),
+            listen_port=device.number(b"listen_port", PORT_MAX),
+            fwmark=device.number(b"fwmark", FWMARK_MAX),
+            peers=dict(self._peers.values()),
+        )
+
+
+def _read_peer(lines: bytes) -> tuple[WireGuardKey, PeerStatus]:
+    """Read a peer's lines, from its key on."""
+    key, _, rest = lines.partition(b"\n")
+    peer = _Lines(rest)
+    endpoint, preshared_key = peer.values.get(b"endpoint"), peer.key(b"preshared_key")
+    seconds = peer.number(b"last_handshake_time_sec", SECONDS_MAX)
+    nanoseconds = peer.number(b"last_handshake_time_nsec", SECONDS_MAX)
+    return WireGuardKey(_key(key)), PeerStatus(
+        allowed_ips=frozenset(peer.allowed_ips),
+        endpoint=None if endpoint is None else _endpoint(endpoint),
+        persistent_keepalive=peer.number(b"persistent_keepalive_interval", PORT_MAX),
+        preshared_key=None if preshared_key is None else PresharedKey(preshared_key),
+        last_handshake_time=seconds + nanoseconds / NANOSECONDS,
+        rx_bytes=peer.number(b"rx_bytes", BYTES_MAX),
+        tx_bytes=peer.number(b"tx_bytes", BYTES_MAX),
     )
 
 
-@dataclass(slots=True)
 class _Lines:
-    """What an answer says of the device itself, or of one peer."""
+    """What an answer says of the device itself, or of one peer, by name; read when asked for."""
 
-    values: dict[bytes, bytes] = field(default_factory=dict)  # by name, unread
-    allowed_ips: list[IPNetwork] = field(default_factory=list)
+    def __init__(self, lines: bytes) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.allowed_ips: list[IPNetwork] = []
+        for line in lines.split(b"\n"):
+            name, separator, value = line.partition(b"=")
+            if name == b"allowed_ip":
+                self.allowed_ips.append(_network(value))
+            elif separator:
+                self.values[name] = value
+            elif line:
+                raise _malformed()
 
     def number(self, name: bytes, maximum: int) -> int:
+        """Return a number; 0 where there is none."""
         return _number(self.values[name], maximum) if name in self.values else 0
 
     def key(self, name: bytes) -> bytes | None:
+        """Return a key; None where there is none, or 32 zero bytes, which say so."""
         key = _key(self.values[name]) if name in self.values else _NO_KEY
         return None if key == _NO_KEY else key
-
-    def status(self) -> PeerStatus:
-        """Return what they say of a peer."""
-        endpoint, preshared_key = self.values.get(b"endpoint"), self.key(b"preshared_key")
-        seconds = self.number(b"last_handshake_time_sec", SECONDS_MAX)
-        nanoseconds = self.number(b"last_handshake_time_nsec", SECONDS_MAX)
-        return PeerStatus(
-            allowed_ips=frozenset(self.allowed_ips),
-            endpoint=None if endpoint is None else _endpoint(endpoint),
-            persistent_keepalive=self.number(b"persistent_keepalive_interval", PORT_MAX),
-            preshared_key=None if preshared_key is None else PresharedKey(preshared_key),
-            last_handshake_time=seconds + nanoseconds / NANOSECONDS,
-            rx_bytes=self.number(b"rx_bytes", BYTES_MAX),
-            tx_bytes=self.number(b"tx_bytes", BYTES_MAX),
-        )
 
 
 def _device_lines(change: DeviceChange) -> Iterator[str]:

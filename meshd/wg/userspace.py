@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshd.errors import DeviceError, StartError
-from meshd.wg.uapi import ANSWER_END, GET_REQUEST, decode_status, encode_set, raise_for_error
+from meshd.wg.uapi import ANSWER_END, GET_REQUEST, StatusReader, encode_set, raise_for_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,8 +69,9 @@ class UserspaceDevice:
     def __init__(self, interface: str, *, directory: Path = SOCKET_DIRECTORY) -> None:
         """Name the interface; whether anybody serves it is first seen by `observe`."""
         self._interface = interface
-        self._directory = directory
+        self._path = socket_path(interface, directory)
         self._verified: tuple[int, int, int] | None = None
+        self._reader = StatusReader()
 
     @property
     def backend(self) -> str:
@@ -80,7 +81,7 @@ class UserspaceDevice:
     def observe(self) -> DeviceStatus:
         """Return the device with all its peers."""
         answer = self._exchange(GET_REQUEST, f"read WireGuard interface {self._interface}")
-        return decode_status(answer)
+        return self._reader.read(answer)
 
     def apply(self, change: DeviceChange) -> None:
         """Make a change, peers in the order given: some 60 µs for each that is new."""
@@ -91,10 +92,9 @@ class UserspaceDevice:
         """Do nothing: each request has a connection of its own.  The process stays."""
 
     def _exchange(self, request: bytes, operation: str) -> bytes:
-        path = socket_path(self._interface, self._directory)
         try:
-            with _connected(path) as connection:
-                self._verify(path, operation)
+            with _connected(self._path) as connection:
+                self._verify(operation)
                 connection.sendall(request)
                 answer = _receive(connection)
         except TimeoutError:
@@ -104,14 +104,14 @@ class UserspaceDevice:
         raise_for_error(answer, operation)
         return answer
 
-    def _verify(self, path: Path, operation: str) -> None:
+    def _verify(self, operation: str) -> None:
         """Let no key out to a process that serves another namespace's interface."""
-        file = path.stat()
+        file = self._path.stat()
         identity = (file.st_dev, file.st_ino, file.st_ctime_ns)
         if identity == self._verified:
             return
-        if not _listens_here(path):
-            text = f"{operation} ({path} is served from another network namespace)"
+        if not _listens_here(self._path):
+            text = f"{operation} ({self._path} is served from another network namespace)"
             raise DeviceError(text, errno.EPERM)
         self._verified = identity
 

@@ -74,6 +74,10 @@ def answer(status):
     return "\n".join([*lines, "errno=0", "", ""]).encode()
 
 
+def read(data):
+    return uapi.StatusReader().read(data)
+
+
 def test_a_change_has_these_lines():
     change = DeviceChange(
         private_key=WireGuardPrivateKey(b"\x40" * 32),
@@ -135,7 +139,7 @@ errno=0
 
 """
 
-    assert uapi.decode_status(lines.encode()) == DeviceStatus(
+    assert read(lines.encode()) == DeviceStatus(
         private_key=WireGuardPrivateKey(b"\x40" * 32),
         listen_port=51820,
         fwmark=0,
@@ -175,13 +179,31 @@ def test_each_request_is_one_section_ended_by_one_empty_line(change):
 
 @given(device_statuses())
 def test_what_wireguard_go_says_is_what_the_device_is(status):
-    assert uapi.decode_status(answer(status)) == status
+    assert read(answer(status)) == status
+
+
+@given(st.lists(device_statuses(), max_size=4))
+def test_what_was_said_before_changes_nothing_of_what_is_said_now(statuses):
+    reader = uapi.StatusReader()
+
+    assert [reader.read(answer(status)) for status in statuses] == statuses
+
+
+def test_only_the_peers_whose_lines_have_changed_are_read_again():
+    reader, peer = uapi.StatusReader(), "public_key={}\nrx_bytes={}\n"
+    unchanged, other = peer.format(A.hex(), 7), peer.format(B.hex(), 7)
+    before = reader.read(f"{unchanged}{other}errno=0\n\n".encode())
+
+    after = reader.read(f"{unchanged}{peer.format(B.hex(), 8)}errno=0\n\n".encode())
+
+    assert after.peers[A] is before.peers[A]
+    assert (before.peers[B].rx_bytes, after.peers[B].rx_bytes) == (7, 8)
 
 
 @given(hostile_answers)
 def test_any_bytes_give_a_status_or_a_device_error(data):
     with contextlib.suppress(DeviceError):
-        uapi.decode_status(data)
+        read(data)
     with contextlib.suppress(DeviceError):
         uapi.raise_for_error(data, "try")
 
@@ -195,7 +217,7 @@ def test_a_damaged_answer_gives_a_status_or_a_device_error(status, damage):
     for position, value in damage:
         data[position % len(data)] = value
     with contextlib.suppress(DeviceError):
-        uapi.decode_status(bytes(data))
+        read(bytes(data))
 
 
 @pytest.mark.parametrize("sign", ["", "-"])
@@ -216,7 +238,7 @@ def test_a_garbled_key_is_in_no_error():
     secret = "5" * 63 + "x"
 
     with pytest.raises(DeviceError) as refused:
-        uapi.decode_status(f"private_key={secret}\nerrno=0\n\n".encode())
+        read(f"private_key={secret}\nerrno=0\n\n".encode())
 
     error = refused.value
     assert secret not in repr(error) + str(error)
@@ -226,7 +248,7 @@ def test_a_garbled_key_is_in_no_error():
 def test_a_peer_listed_twice_is_one_peer():
     lines = f"public_key={A.hex()}\nallowed_ip=10.0.0.1/32\n" * 2 + "errno=0\n\n"
 
-    status = uapi.decode_status(lines.encode())
+    status = read(lines.encode())
 
     assert replace(status.peers[A], allowed_ips=frozenset()).endpoint is None
     assert status.peers[A].allowed_ips == {IPv4Network("10.0.0.1/32")}
