@@ -7,7 +7,8 @@ to one; whoever does IO has those that are `wanted`, and says in which state the
           ▲                                                       │ a host answers by UDP
           └── for `SETTLED_AFTER`, and no path in use needs it ◀──┘
 
-Rule 1: nothing is connected while any host answers by UDP, or nobody has TCP ports.
+Rule 1: nothing is connected while any host answers by UDP, or nobody has TCP ports.  Where answers
+        of late have taken long, silence has to last longer: a busy machine is not a blocked one.
 
 Rule 2: `CARRIERS_MAX` hosts at a time: one to use, one in reserve.  One that does not come up in
         `ROTATE_AFTER` makes room for the next.  All members begin with the lowest ids, so that two
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from meshd.wg.types import Endpoint
 
 SILENT_AFTER = 4.0  # a path that was cut is left within a second, and searched for in vain since
+SILENT_ROUND_TRIPS = 4  # as slow as those of late
 SETTLED_AFTER = 10.0
 ROTATE_AFTER = 10.0  # all doors have been tried by then
 CARRIERS_MAX = 2
@@ -85,16 +87,19 @@ class LastResort:
         self._hosts: dict[NodeId, tuple[Door, ...]] = {}  # in the order of preference
         self._numbers = 0
         self._by_udp = False
-        self._since = now  # when `_by_udp` has become what it is
+        self._since = now  # when `_by_udp` has become what it is, or there is a host
+        self._silent_after = SILENT_AFTER
         self._in_use: frozenset[Endpoint] = frozenset()
         self._active = False
 
     # Inputs
 
     def hosts_changed(
-        self, hosts: Mapping[NodeId, tuple[Door, ...]], members: Collection[NodeId]
+        self, hosts: Mapping[NodeId, tuple[Door, ...]], members: Collection[NodeId], now: float
     ) -> None:
         """Take the members that have TCP ports and may be there, and all members."""
+        if not self._hosts:
+            self._since = now
         for owner in [owner for owner in self._carriers if isinstance(owner, NodeId)]:
             if owner not in members:
                 del self._carriers[owner]
@@ -125,10 +130,16 @@ class LastResort:
                 self._carriers.setdefault(node, carrier)
                 self._active = True
 
-    def reached(self, *, by_udp: bool, in_use: Collection[Endpoint], now: float) -> None:
-        """Take whether any host answers by UDP, and which endpoints carry paths in use."""
+    def reached(
+        self, *, by_udp: bool, slowest: float, in_use: Collection[Endpoint], now: float
+    ) -> None:
+        """Take whether any host answers by UDP, and which endpoints carry paths in use.
+
+        `slowest` is the longest that answers by UDP have taken of late, in seconds.
+        """
         if by_udp != self._by_udp:
             self._by_udp, self._since = by_udp, now
+        self._silent_after = max(SILENT_AFTER, SILENT_ROUND_TRIPS * slowest)
         self._in_use = frozenset(in_use)
 
     def observed(self, states: Mapping[int, CarrierState]) -> None:
@@ -144,7 +155,7 @@ class LastResort:
 
     def handle_timer(self, now: float) -> None:
         """Begin, rotate or let go, as the rules have it."""
-        if not self._by_udp and now >= self._since + SILENT_AFTER:
+        if not self._by_udp and now >= self._since + self._silent_after:
             self._active = self._active or bool(self._hosts)
         elif self._by_udp and now >= self._since + SETTLED_AFTER:
             self._active = False
@@ -166,7 +177,7 @@ class LastResort:
         """Return the soonest deadline and its reason."""
         timers = []
         if not self._by_udp and not self._active and self._hosts:
-            timers.append(Timer(self._since + SILENT_AFTER, "no host answers by UDP"))
+            timers.append(Timer(self._since + self._silent_after, "no host answers by UDP"))
         if self._by_udp and self._active:
             timers.append(Timer(self._since + SETTLED_AFTER, "UDP works again"))
         timers += [

@@ -181,7 +181,7 @@ class Carriage:
             self._gone = False
             engine.path.drop_forbidden(now)
         resort.seeds_changed(self._seeds_over_tcp(), now)
-        resort.hosts_changed(self._hosts(), engine.ledger.members().keys())
+        resort.hosts_changed(self._hosts(), engine.ledger.members().keys(), now)
         endpoints = resort.endpoints
         in_use = [
             endpoint
@@ -189,7 +189,12 @@ class Carriage:
             if (endpoint := engine.path.endpoint(node)) in endpoints and self._works(node)
         ]
         by_udp = any(self._works(node) and not self._is_carried(node) for node in self._offers)
-        resort.reached(by_udp=by_udp, in_use=[e for e in in_use if e is not None], now=now)
+        resort.reached(
+            by_udp=by_udp,
+            slowest=engine.path.answers.slowest(now),
+            in_use=[e for e in in_use if e is not None],
+            now=now,
+        )
         resort.handle_timer(now)
         self._note_carried(now)
         self._publish()

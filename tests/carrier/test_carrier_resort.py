@@ -11,6 +11,7 @@ from meshd.carrier.resort import (
     ROTATE_AFTER,
     SETTLED_AFTER,
     SILENT_AFTER,
+    SILENT_ROUND_TRIPS,
     CarrierState,
     Door,
     LastResort,
@@ -39,10 +40,10 @@ class World:
         self.hosts(*hosts)
 
     def hosts(self, *hosts):
-        self.core.hosts_changed({node: HOSTS[node] for node in hosts}, NODES)
+        self.core.hosts_changed({node: HOSTS[node] for node in hosts}, NODES, self.now)
 
-    def reach(self, by_udp, *in_use):
-        self.core.reached(by_udp=by_udp, in_use=in_use, now=self.now)
+    def reach(self, by_udp, *in_use, slowest=0.02):
+        self.core.reached(by_udp=by_udp, slowest=slowest, in_use=in_use, now=self.now)
 
     def wait(self, seconds):
         """Let time pass, as a driver does: to each deadline."""
@@ -105,6 +106,27 @@ def test_two_hosts_are_connected_when_none_answers_by_udp_for_a_while():
 
     assert len(world.core.wanted) == CARRIERS_MAX
     assert all(each.ports == (OWN_PORT,) for each in world.core.wanted)
+
+
+def test_where_answers_were_slow_silence_has_to_last_longer():
+    world = World(*NODES)
+    world.reach(True, slowest=3.0)
+    world.reach(False, slowest=3.0)
+    world.wait(SILENT_ROUND_TRIPS * 3.0 - 0.1)
+    assert world.core.wanted == ()
+
+    world.wait(0.2)
+
+    assert len(world.core.wanted) == CARRIERS_MAX
+
+
+def test_a_host_that_is_new_has_its_time_to_answer():
+    world = World()
+    world.wait(60.0)
+    world.hosts(A)
+    world.wait(SILENT_AFTER - 0.1)
+
+    assert world.core.wanted == ()
 
 
 def test_all_begin_with_the_same_hosts_in_whatever_order_they_were_heard_of():
@@ -211,7 +233,7 @@ def test_a_host_that_says_other_doors_is_tried_there_first_by_the_same_endpoint(
     world.come_up()
     before = world.core.wanted[0]
 
-    world.core.hosts_changed({A: doors(77)}, NODES)
+    world.core.hosts_changed({A: doors(77)}, NODES, world.now)
 
     assert world.core.wanted[0].number == before.number
     assert world.core.wanted[0].doors == (*doors(77), *before.doors)
@@ -223,7 +245,7 @@ def test_one_that_is_no_member_any_more_is_left_whatever_it_carries():
     world.come_up()
     world.reach(False, world.core.endpoint(A))
 
-    world.core.hosts_changed({}, [B, C])
+    world.core.hosts_changed({}, [B, C], world.now)
 
     assert world.core.wanted == ()
 
