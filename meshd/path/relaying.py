@@ -10,7 +10,7 @@
     a direct path, not in one LAN, that carries traffic 1: the spare
     anything else; the peer is not wanted               none, once none was in use for a while
 
-Rule 1: a hello's pong counts only for the transaction that is open, from the port that was asked.
+Rule 1: a hello's pong counts only for a transaction that is open, from the port that was asked.
         It says whether the relay has bound the address it sees us at; where it has not, the
         challenge in it makes the next hello do so (`wire`, rule 4).
 
@@ -28,7 +28,8 @@ Rule 4: peers without a path get their relays a few at a time, and not before an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshd.path.candidates import PathClass
@@ -52,6 +53,7 @@ ROUND_TRIPS_MIN = 4  # as slow as the slowest of late, to be waited for
 HELLO_INTERVAL = 15.0  # a NAT may forget a binding after 30 s
 HELLO_BACKOFF = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, HELLO_INTERVAL)
 HELLOS_UNANSWERED_MAX = 4  # then the relay is taken for gone
+TRANSACTIONS_MAX = 4  # open: an answer may take longer than the pause before the next hello
 CHALLENGED_MAX = 4  # hellos in a row that are said at once because of a challenge
 PROOF_BACKOFF = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, HELLO_INTERVAL)
 THROUGH_WITHIN = 5.0  # after it is bound: else the peer cannot reach that relay
@@ -67,7 +69,7 @@ class Port:
     pair: Pair
     hello_at: float
     ping_at: float = math.inf
-    transaction: bytes = b""
+    transactions: deque[bytes] = field(default_factory=lambda: deque(maxlen=TRANSACTIONS_MAX))
     said_at: float = -math.inf
     challenge: bytes | None = None
     challenged: int = 0  # hellos in a row that a challenge has drawn
@@ -157,9 +159,9 @@ class Relaying:
     def on_pong(self, sender: NodeId, pong: Probe, source: Endpoint, now: float) -> bool:
         """Take the answer to a hello.  Return whether it is one."""
         port = self._by_address.get(source)
-        if port is None or port.relay != sender or pong.transaction != port.transaction:
+        if port is None or port.relay != sender or pong.transaction not in port.transactions:
             return False
-        port.transaction = b""
+        port.transactions.clear()
         port.unanswered = 0
         port.challenge = pong.challenge
         assert pong.observed is not None
@@ -233,9 +235,8 @@ class Relaying:
 
     def _say_hello(self, port: Port, now: float) -> None:
         prober = self._agent.prober
-        port.transaction = prober.hello(
-            port.relay, port.pair.control, now, challenge=port.challenge
-        )
+        hello = prober.hello(port.relay, port.pair.control, now, challenge=port.challenge)
+        port.transactions.append(hello)
         port.said_at = now
         port.hello_at = now + HELLO_BACKOFF[min(port.unanswered, len(HELLO_BACKOFF) - 1)]
         port.unanswered += 1

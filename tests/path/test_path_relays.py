@@ -81,6 +81,14 @@ def test_two_that_cannot_meet_are_relayed_within_a_second_and_a_half(seed):
     assert same_path(a, b)
 
 
+@pytest.mark.parametrize("delay", [0.1, 0.2, 0.4])
+def test_a_hello_that_is_answered_after_the_next_was_said_counts(delay):
+    internet, a, b = pair_behind(HARD, HARD, delay=(delay, 1.02 * delay))
+
+    # What it takes are some ten round trips, and as long again for answers that might have come.
+    internet.run_until(lambda: relayed(a, b) and a.ready(b) and b.ready(a), within=40 * delay)
+
+
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations_with_replacement(KINDS, 2)))
 def test_whenever_the_nats_let_them_two_end_direct_and_else_relayed(one, other):
     internet, a, b = pair_behind(one, other)
