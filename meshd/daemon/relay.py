@@ -154,6 +154,7 @@ class RelayShell:
             nursery.start_soon(self._check_ports)
             if self._keeper is not None:
                 nursery.start_soon(self._keeper.run)
+                nursery.start_soon(self._keeper.hear)
 
     def close(self) -> None:
         """Close the sockets.  The kernel goes on forwarding."""

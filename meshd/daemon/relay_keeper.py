@@ -9,6 +9,9 @@ Rule 1: changes that come while one is being made are made together, with the ne
 Rule 2: a host's firewall that lets nothing pass is told by what is taken and does not come out.
         Until something has, the kernel is watched closely; then the flows are left to the sockets,
         which such a firewall has nothing against.
+
+Rule 3: whoever removes rules is heard at once, and it is looked whether ours were among them; what
+        is changed without a sound, or not heard, is found by looking every LOOK_INTERVAL.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import trio
 from meshd.control.snapshot import HealthFinding
 from meshd.errors import DeviceError, StoreError
 from meshd.net.forwarding import pack_note
+from meshd.net.nft_monitor import RulesMonitor
 from meshd.net.relay_nft import NOTHING, FlowCount, Observed, fits
 from meshd.store import Meta
 
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 10.0
+HEARD_INTERVAL = 0.2  # between two looks because of what was heard
 RETRY_INTERVAL = 5.0
 BLOCKED_DATAGRAMS_MIN = 8
 WATCHED_INTERVAL = 0.5
@@ -62,6 +67,7 @@ class KernelKeeper:
         self._error: DeviceError | StoreError | None = None
         self._seen = Observed(intact=False)
         self._look_at = -math.inf
+        self._heard = False  # rules were removed since the last look
         self._watched_until = -math.inf
         self._passes: set[int] = set()  # IP versions that the host has let pass
         self._blocked_until: dict[int, float] = {}  # the others
@@ -90,6 +96,18 @@ class KernelKeeper:
                 pause = self._look_at - trio.current_time() if self._used else math.inf
             with trio.move_on_after(max(0.0, pause)):
                 await self._changed.wait()
+
+    async def hear(self) -> None:
+        """Look whenever rules are removed, until cancelled.  Returns where that is not told."""
+        try:
+            with RulesMonitor() as monitor:
+                while True:
+                    await monitor.wait()
+                    self._heard = True
+                    self._changed.set()
+                    await trio.sleep(HEARD_INTERVAL)
+        except DeviceError as error:
+            log.info("%s; rules that somebody removes are missed after %g s", error, LOOK_INTERVAL)
 
     def remove(self) -> None:
         """Take all of it away for good.  Raise DeviceError or StoreError."""
@@ -144,7 +162,8 @@ class KernelKeeper:
             self._store.save_meta(Meta.FORWARDING, pack_note(note))
             self._noted = True
             kernel.take_note(note)
-        look = now >= self._look_at
+        look = self._heard or now >= self._look_at
+        self._heard = False
         observed = await trio.to_thread.run_sync(partial(kernel.reconcile, flows, look=look))
         came = flows - self._seen.flows.keys()
         if any(flow.source.address.version not in self._passes for flow in came):

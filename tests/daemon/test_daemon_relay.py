@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from meshd.daemon import relay
+from meshd.daemon import relay, relay_keeper
 from meshd.daemon.driver import REFUSED_DUTY_MAX
 from meshd.daemon.relay import HELLOS_MAX, RelayShell
 from meshd.daemon.relay_keeper import (
@@ -21,7 +21,7 @@ from meshd.daemon.relay_keeper import (
 )
 from meshd.daemon.relay_kernel import RelayKernel
 from meshd.errors import DeviceError
-from meshd.net import relay_nft
+from meshd.net import nft_monitor, relay_nft
 from meshd.net.forwarder import is_free
 from meshd.net.forwarding import Note, pack_note, unpack_note
 from meshd.net.relay_nft import FlowCount, Observed
@@ -206,6 +206,39 @@ async def test_flows_that_the_host_lets_not_pass_go_back_to_the_sockets_for_a_wh
         await trio.sleep(BLOCKED_LIFETIME + LOOK_INTERVAL)
         assert kernel.flows == wanted
         assert list(keeper.findings()) == []
+
+
+@pytest.mark.netns
+async def test_rules_that_somebody_removes_are_looked_for_at_once(monkeypatch):
+    """Not after a while: the fence is among them."""
+    with namespaces(1) as (namespace,):
+        kernel = Kernel()
+        monkeypatch.setattr(
+            relay_keeper, "RulesMonitor", lambda: namespace.call(nft_monitor.RulesMonitor)
+        )
+        monkeypatch.setattr(relay_keeper, "LOOK_INTERVAL", 1e6)
+        monkeypatch.setattr(relay_keeper, "WATCHED_FOR", 0.0)
+        namespace.run("nft add table ip one")
+        async with keeping(kernel) as keeper, trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.hear)
+            keeper.want(pair_of(4))
+            await until(lambda: kernel.asked)
+            before = len(kernel.asked)
+            await trio.to_thread.run_sync(namespace.run, "nft flush ruleset")
+            await until(lambda: (pair_of(4), True) in kernel.asked[before:])
+            nursery.cancel_scope.cancel()
+
+
+async def test_where_nobody_may_listen_it_is_said_and_the_rest_goes_on(clock, monkeypatch, caplog):
+    caplog.set_level("INFO")
+
+    def refused():
+        raise DeviceError("listen for changes of nftables", errno.EPERM)
+
+    monkeypatch.setattr(relay_keeper, "RulesMonitor", refused)
+    async with keeping(Kernel()) as keeper:
+        await keeper.hear()
+    assert "listen for changes" in caplog.text
 
 
 async def test_what_the_kernel_has_counted_is_told_by_port_as_it_grows(clock):
