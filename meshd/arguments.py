@@ -43,6 +43,15 @@ class ArgumentParser(argparse.ArgumentParser):
         """Raise UsageError."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """Raise ArgumentError for what is none of the choices: with the one meant, or all."""
+        if action.choices is None or value in action.choices:
+            return
+        close = get_close_matches(str(value), map(str, action.choices), n=1)
+        listed = ", ".join(map(str, action.choices))
+        hint = f"did you mean {close[0]}?" if close else f"there are {listed}"
+        raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {hint}")
+
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Parse a whole command line.  Raise UsageError."""
         parsed, unknown = self.parse_known_args(arguments)

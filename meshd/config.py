@@ -93,7 +93,7 @@ OPTIONS: tuple[Option, ...] = (
         "TOKEN",
         secret=True,
     ),
-    Option("token-file", "token_file", Path, "file with an invite token", "FILE"),
+    Option("token-file", "token_file", values.path, "file with an invite token", "FILE"),
     Option(
         "secret",
         "secret",
@@ -105,7 +105,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "secret-file",
         "secret_file",
-        Path,
+        values.path,
         "file with the passphrase shared by the whole mesh",
         "FILE",
     ),
@@ -211,9 +211,17 @@ OPTIONS: tuple[Option, ...] = (
         "age at which the WireGuard key is replaced; 0 is never (90d)",
         "SPAN",
     ),
-    Option("config", "config", Path, f"configuration file ({DEFAULT_FILE})", "FILE"),
-    Option("state-dir", "state_dir", Path, "where keys and state are kept (/var/lib/meshd)", "DIR"),
-    Option("runtime-dir", "runtime_dir", Path, "where the control socket is (/run/meshd)", "DIR"),
+    Option("config", "config", values.path, f"configuration file ({DEFAULT_FILE})", "FILE"),
+    Option(
+        "state-dir",
+        "state_dir",
+        values.path,
+        "where keys and state are kept (/var/lib/meshd)",
+        "DIR",
+    ),
+    Option(
+        "runtime-dir", "runtime_dir", values.path, "where the control socket is (/run/meshd)", "DIR"
+    ),
     Option(
         "log-level",
         "log_level",

@@ -43,8 +43,12 @@ RUNTIME_DIR_VARIABLE = "MESHD_RUNTIME_DIR"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, and return the exit status."""
+    _open_what_is_closed()
     try:
         return int(_main(argv))
+    except commands.OutputFailed as exc:
+        _drop_output()
+        return int(_fail(exc, exc.status))
     except Failed as exc:
         return int(_fail(exc, exc.status))
     except UsageError as exc:
@@ -52,9 +56,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return int(Exit.INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read along has had enough.  Python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read along has had enough
         return int(Exit.DONE)
+
+
+def _open_what_is_closed() -> None:
+    """Have what a shell has closed by `>&-` be /dev/null, lest a socket get its descriptor."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lasts as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
+
+
+def _drop_output() -> None:
+    """Discard what is not written yet: Python would try, and complain, again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _main(argv: Sequence[str] | None) -> Exit:
@@ -109,7 +125,7 @@ def make_parser() -> ArgumentParser:
         name: str, run: Callable[[Client, argparse.Namespace, commands.Output], Exit], text: str
     ) -> ArgumentParser:
         added: ArgumentParser = subparsers.add_parser(
-            name, help=text, description=f"{text.capitalize()}.", parents=[shared]
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[shared]
         )
         added.set_defaults(run=run)
         return added
@@ -145,11 +161,15 @@ def _shared_flags() -> ArgumentParser:
     absent = argparse.SUPPRESS
     group = parser.add_argument_group("which daemon, which form")
     group.add_argument(
-        "--socket", type=Path, default=absent, metavar="PATH", help="the daemon's socket"
+        "--socket",
+        type=reader(values.path),
+        default=absent,
+        metavar="PATH",
+        help="the daemon's socket",
     )
     group.add_argument(
         "--runtime-dir",
-        type=Path,
+        type=reader(values.path),
         default=absent,
         metavar="DIR",
         help=f"where sockets are ({RUNTIME_DIR_VARIABLE}, {DEFAULT_RUNTIME_DIR})",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from meshd.trust.grammar import NAME_BYTES_MAX, clean_name, is_name
@@ -66,6 +67,11 @@ def text(value: str) -> str:
     if not value:
         raise ValueError("must not be empty")
     return value
+
+
+def path(value: str) -> Path:
+    """Read a path; an empty one would be the current directory."""
+    return Path(text(value))
 
 
 def passphrase(value: str) -> bytes:

@@ -203,6 +203,7 @@ def test_secrets_are_in_no_repr() -> None:
         ('config = "x"', "unknown key 'config'"),
         ('port = "1"', "port = '1': must be a whole number"),
         ("port = true", "port = true: must be a whole number"),
+        ("state_dir = ''", "state_dir = '': must not be empty"),
         ("port = 70000", "port = 70000: must be a whole number from 1 to 65535"),
         ("port = 0", "port = 0: must be a whole number from 1 to 65535"),
         ("relay = 1", "relay = 1: must be true or false"),

@@ -314,6 +314,14 @@ def test_the_socket_of_a_dead_daemon_is_told_apart(tmp_path, capsys) -> None:
     assert "left by one that has ended" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_is_no_socket_is_not_taken_for_one(tmp_path, capsys, kind) -> None:
+    path = tmp_path / "mesh0.sock"
+    path.touch() if kind == "file" else path.mkdir()
+    assert meshctl.main(["--socket", str(path), "status"]) == 3
+    assert f"{path} is no socket" in capsys.readouterr().err
+
+
 async def test_of_several_daemons_one_must_be_chosen(tmp_path, ctl, capsys) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(tmp_path / "mesh1.sock"))
@@ -350,15 +358,19 @@ async def test_who_may_not_use_the_socket_is_told_so(tmp_path) -> None:
     ("arguments", "said"),
     [
         ([], "a command is needed"),
-        (["stats"], "invalid choice: 'stats'"),
+        (["stats"], "invalid choice: 'stats'; did you mean status?"),
+        (["admission"], "invalid choice: 'admission'; there are status, peers, ping"),
+        (["keys", "shw"], "did you mean show?"),
         (["status", "--jsn"], "unknown option --jsn; did you mean --json?"),
         (["status", "extra"], "unknown argument extra"),
-        (["status", "--check", "well"], "choose from 'live', 'ready'"),
+        (["status", "--check", "well"], "there are live, ready"),
         (["ping"], "the following arguments are required: NAME"),
         (["ping", "b", "-c", "0"], "must be a whole number from 1"),
         (["wait", "--timeout", "soon"], "'soon' must be a span of time"),
         (["invite", "--advertise", "10.0.0.1/8"], "did you mean 10.0.0.0/8?"),
         (["--interface", "no/such", "status"], "letters, digits"),
+        (["--socket", "", "status"], "argument --socket: '' must not be empty"),
+        (["status", "--runtime-dir", ""], "must not be empty"),
     ],
 )
 def test_usage_errors_are_one_line_and_status_two(capsys, arguments, said) -> None:
@@ -367,6 +379,13 @@ def test_usage_errors_are_one_line_and_status_two(capsys, arguments, said) -> No
     assert error.startswith("meshctl: ")
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("command", "name"), [("netcheck", "NAT"), ("peers", "WireGuard")])
+def test_help_writes_names_as_they_are_written(capsys, command, name) -> None:
+    with pytest.raises(SystemExit):
+        meshctl.main([command, "--help"])
+    assert name in capsys.readouterr().out
 
 
 # Terminals
@@ -515,6 +534,46 @@ async def test_a_reader_that_closes_the_pipe_is_no_error(tmp_path) -> None:
         )
     assert ran.stdout.count(b"\n") == 1
     assert ran.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "said"),
+    [
+        (">/dev/full", 1, b"meshctl: cannot write the answer: No space left on device\n"),
+        (">&-", 0, b""),
+        (">&- 2>&-", 0, b""),
+    ],
+)
+@pytest.mark.parametrize("command", ["status", "events"])
+async def test_where_nothing_can_be_written_it_is_said_in_a_line(
+    tmp_path, where, status, said, command
+) -> None:
+    controller = ScriptedController()
+    controller.happen("path-changed", reason="x")
+    async with serving(controller, tmp_path) as path:
+        line = f'exec "$0" -m meshd.meshctl --socket {path} {command} {where}'
+        ran = await trio.run_process(
+            ["sh", "-c", line, sys.executable], cwd=ROOT, capture_stderr=True, check=False
+        )
+    assert (ran.returncode, ran.stderr) == (status, said)
+
+
+def test_the_manual_names_every_document_that_scripts_get() -> None:
+    inside = {"meshd.events/1", "meshd.mesh-key/1", "meshd.forget-mesh/1"}  # meshctl itself reads
+    made = {
+        schema
+        for path in (ROOT / "meshd").rglob("*.py")
+        for schema in re.findall(r'"(meshd\.[a-z-]+/\d+)"', path.read_text())
+    }
+    named = set(re.findall(r"`(meshd\.[a-z-]+/\d+)`", (ROOT / "docs/operations.md").read_text()))
+    assert named == made - inside
+
+
+def test_lists_in_an_event_are_written_for_people() -> None:
+    shown = render.event_text(
+        {"at": "T", "event": "member-dead", "member": "b", "message": "m", "accusers": ["c", "d"]}
+    )
+    assert shown == "T  member-dead  b  m  accusers=c,d"
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -268,7 +268,7 @@ async def test_of_two_with_one_name_neither_is_meant(tmp_path, ctl, capsys) -> N
         assert await ctl("deny", "db") == 1
     err = capsys.readouterr().err
     assert "K7QF-2MXA, AAAA-2222" in err
-    assert "nobody called db waits" in err
+    assert "nobody called 'db' waits" in err
 
 
 async def test_who_is_denied_is_named(tmp_path, ctl, capsys) -> None:

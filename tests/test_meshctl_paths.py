@@ -52,7 +52,7 @@ async def test_why_fails_where_there_is_no_path(tmp_path, ctl, capsys):
         assert await ctl("why", "c") == 1
         assert await ctl("why", "x") == 1
     captured = capsys.readouterr()
-    assert captured.out.startswith("c: dead, -\n")
+    assert captured.out.startswith("c: dead, no path\n")
     assert "no member is called 'x'" in captured.err
 
 

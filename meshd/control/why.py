@@ -57,6 +57,7 @@ class WhySnapshot:
     installs_us: bool  # we are one in its, as it said last
     pairs: tuple[PairSnapshot, ...]
     nat: NatSnapshot  # ours, for IPv4
+    has_address: bool  # this host, one that can be used
     port: int  # WireGuard's, of this node
     relays: int  # members that relay, and can be reached
     key_conflict: bool  # its WireGuard key is also another member's
@@ -84,6 +85,8 @@ def reason(snapshot: WhySnapshot) -> str:
     if member.state == "left":
         return f"{member.name} has left the mesh by its own word"
     used = next((pair for pair in snapshot.pairs if pair.result == "in use"), None)
+    if used is None and not snapshot.has_address:
+        return "this node has no address to send from: its link is down, or it was given none"
     if used is None:
         return _nothing_works(snapshot)
     if used.pair_class in DIRECT:
@@ -101,6 +104,8 @@ def advice(snapshot: WhySnapshot) -> list[str]:
     member = snapshot.member
     if snapshot.key_conflict or member.state == "left" or _is_direct(snapshot):
         return []
+    if not snapshot.has_address:
+        return ["see to this node's own network: cable, address, default route"]
     return list(_advice(snapshot))
 
 
@@ -160,7 +165,10 @@ def _nothing_works(snapshot: WhySnapshot) -> str:
     if not snapshot.pairs:
         return f"{member.name} has told no address of its own, and has not been heard from"
     if member.state == "dead":
-        return f"nothing answers at any address of {member.name}'s: it is down, or cut off"
+        return (
+            f"nothing answers at any address of {member.name}'s: "
+            "it or its meshd is down, or it is cut off"
+        )
     if not any(pair.unanswered for pair in snapshot.pairs):
         return f"the addresses of {member.name} are being tried"
     return f"none of {member.name}'s addresses answers: {_why_not_direct(snapshot)}"
@@ -191,6 +199,9 @@ def _advice(snapshot: WhySnapshot) -> Iterator[str]:
     reached = any(pair.result == "in use" for pair in snapshot.pairs)
     if snapshot.member.state == "dead":
         yield f"see whether {name} is up, and whether it reaches any member: `meshctl status` there"
+        direct = (pair for pair in snapshot.pairs if pair.pair_class in DIRECT)
+        if any(pair.proven_age is not None for pair in direct):
+            return  # there was a direct path, so nothing about NATs has to change
     elif not reached and not snapshot.relays:
         yield "let a member with a public address relay: it does so by itself, or with `--relay`"
     if snapshot.nat.mapping != "no NAT":

@@ -13,7 +13,6 @@ from meshd.ctl.exits import Exit, Failed
 from meshd.ctl.invites import add_grants, grants_of
 from meshd.ctl.render import Column, duration_text, table
 from meshd.errors import UsageError
-from meshd.values import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -110,9 +109,7 @@ def _named(client: Client, name: str) -> Document:
     if waiting:
         codes = ", ".join(each["code"] for each in waiting)
         raise Failed(Exit.FAILED, f"several call themselves {name}: give one of the codes {codes}")
-    raise Failed(
-        Exit.FAILED, f"nobody called {printable(name)} waits; `meshctl pending` shows who does"
-    )
+    raise Failed(Exit.FAILED, f"nobody called {name!r} waits; `meshctl pending` shows who does")
 
 
 def pending_text(document: Document, screen: Screen) -> str:

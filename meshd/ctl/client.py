@@ -214,6 +214,8 @@ def _unreachable(path: Path, exc: OSError) -> Failed:
         )
     if isinstance(exc, FileNotFoundError):
         return Failed(Exit.NO_DAEMON, f"no meshd runs here: there is no {path}; {_HOW_TO_START}")
+    if isinstance(exc, ConnectionRefusedError) and not _is_socket(path):
+        return Failed(Exit.NO_DAEMON, f"{path} is no socket; --socket takes that of a meshd")
     if isinstance(exc, ConnectionRefusedError):
         return Failed(
             Exit.NO_DAEMON,

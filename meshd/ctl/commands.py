@@ -25,6 +25,10 @@ LEAVE_TIMEOUT = 30.0
 PINGS_UNTIL_DIRECT = 10  # a path that can be direct is so by then
 
 
+class OutputFailed(Failed):
+    """The answer could not be written; what was asked for has been done all the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """Where answers go, and in which form."""
@@ -46,9 +50,15 @@ class Output:
         self.line(json.dumps(document, ensure_ascii=False) if self.json else text())
 
     def line(self, text: str) -> None:
-        """Write a line at once, for those who read along."""
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        """Write a line at once, for those who read along.  Raise BrokenPipeError, OutputFailed."""
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            reason = exc.strerror or exc
+            raise OutputFailed(Exit.FAILED, f"cannot write the answer: {reason}") from exc
 
     def remark(self, text: str) -> None:
         """Tell a person something that is not part of the answer."""

@@ -62,8 +62,9 @@ def undrain(client: Client, _: argparse.Namespace, output: Output) -> Exit:
 
 def why_text(document: Document, screen: Screen) -> str:
     """Return the path, the reason, what was tried, and what would have to change."""
-    head = f"{document['member']}: {document['state']}, {path_text(document)}"
-    if document["rtt_ms"] is not None:
+    way = path_text(document) if document["path"] else "no path"
+    head = f"{document['member']}: {document['state']}, {way}"
+    if document["path"] and document["rtt_ms"] is not None:
         head += f", {milliseconds_text(document['rtt_ms'])}"
     lines = [printable(head), printable(document["reason"])]
     if document["path"] and not document["installs_us"]:
@@ -90,7 +91,7 @@ def why_text(document: Document, screen: Screen) -> str:
         ]
         lines += ["", *table(columns, rows, screen)]
     if document["advice"]:
-        lines += ["", "for a direct path:"]
+        lines += ["", "for a direct path:" if document["path"] else "what may help:"]
         lines += [f"  {printable(step)}" for step in document["advice"]]
     return "\n".join(lines)
 

@@ -96,7 +96,7 @@ def _member(member: Document) -> list[str]:
         member["ipv4"] or member["ipv6"],
         member["state"],
         path_text(member),
-        milliseconds_text(member["rtt_ms"]),
+        milliseconds_text(member["rtt_ms"] if member["path"] else None),  # of the path, that is
         duration_text(member["last_handshake_s"]),
         _post_quantum(member),
         f"{bytes_text(member['rx_bytes'])}/{bytes_text(member['tx_bytes'])}",
@@ -136,12 +136,16 @@ def peers_text(document: Document, screen: Screen) -> str:
 def event_text(document: Document) -> str:
     """Return one line."""
     extra = [
-        f"{key}={value}"
+        f"{key}={_value_text(value)}"
         for key, value in document.items()
         if key not in _EVENT_FIELDS and value is not None
     ]
     parts = [document["at"], document["event"], document["member"], document["message"], *extra]
     return printable("  ".join(str(part) for part in parts if part))
+
+
+def _value_text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def ping_text(document: Document) -> str:

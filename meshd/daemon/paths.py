@@ -69,6 +69,7 @@ def why(engine: Engine, member: MemberSnapshot, *, now: float, wall: float) -> W
             if view is not None
         ),
         nat=_nat(engine, 4),
+        has_address=bool(engine.presence.local),
         port=engine.config.listen_port,
         relays=sum(1 for _ in _relays(engine, wall)),
         key_conflict=member.id in engine.key_conflicts,
@@ -227,5 +228,6 @@ def _why_not(engine: Engine, wall: float) -> str | None:
     if engine.config.relay is False:
         return "it was started with --no-relay"
     return (
-        "it has no public address of its own; --relay says that its ports are reached all the same"
+        "it has no public address of its own, or only an IPv6 one beside a private IPv4 one, where "
+        "a firewall is likely; --relay says that its ports are reached all the same"
     )

@@ -153,7 +153,7 @@ def _up(arguments: argparse.Namespace) -> int:
         return 0
     console.say(f"\nall {len(lab.nodes)} members see each other; try:")
     option = "" if lab.name == DEFAULT_NAME else f" --name {lab.name}"
-    console.say(f"  lab{option} exec a meshctl status")
+    console.say(f"  netns-lab/lab{option} exec {next(iter(lab.nodes))} meshctl status")
     return 0
 
 

@@ -238,6 +238,7 @@ class ScriptedController:
             installs_us=True,
             pairs=self.pairs,
             nat=NAT,
+            has_address=True,
             port=51820,
             relays=1,
             key_conflict=False,

@@ -19,13 +19,16 @@ def pair(pair_class, **changes):
     return replace(SILENT, pair_class=pair_class, address=address, **changes)
 
 
-def snapshot(*pairs, nat=ENDPOINT_INDEPENDENT, relays=1, key_conflict=False, **changes):
+def snapshot(
+    *pairs, nat=ENDPOINT_INDEPENDENT, relays=1, key_conflict=False, has_address=True, **changes
+):
     return WhySnapshot(
         member=member("b", 2, **changes),
         installed=True,
         installs_us=True,
         pairs=pairs,
         nat=nat,
+        has_address=has_address,
         port=51820,
         relays=relays,
         key_conflict=key_conflict,
@@ -86,6 +89,21 @@ def test_who_is_gone_is_not_explained_by_nats():
     assert "left" in reason(snapshot(pair("host"), state="left"))
     assert "key" in reason(snapshot(pair("host"), key_conflict=True))
     assert "no address" in reason(snapshot())
+
+
+def test_a_node_without_an_address_blames_nobody_else():
+    cut_off = snapshot(pair("host"), state="dead", path=None, has_address=False)
+
+    assert "this node has no address" in reason(cut_off)
+    assert advice(cut_off) == ["see to this node's own network: cable, address, default route"]
+
+
+def test_who_was_reached_directly_before_it_died_needs_no_other_nat():
+    gone = snapshot(pair("host", proven_age=9.0), state="dead", path=None)
+    never = snapshot(pair("host"), state="dead", path=None)
+
+    assert len(advice(gone)) == 1
+    assert any("IPv6" in step for step in advice(never))
 
 
 def test_the_document_has_every_pair_that_was_tried():
