@@ -18,12 +18,13 @@ from meshd.control.invites import InviteSnapshot, OtherInviteSnapshot
 from meshd.control.routes import ApiError, bad_request
 from meshd.control.snapshot import HealthFinding
 from meshd.daemon.audit import invite_details
+from meshd.daemon.doors import token_seeds
 from meshd.errors import UsageError
 from meshd.keys import KEY_BYTES, InviteId, InviteKey
 from meshd.plan.claims import usable
 from meshd.store import StoredInvite
 from meshd.trust.credential import excess
-from meshd.trust.invite import SEEDS_MAX, Invite, Token, open_invite_untrusted, sign_invite
+from meshd.trust.invite import Invite, Token, open_invite_untrusted, sign_invite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -78,7 +79,7 @@ def issue(daemon: Daemon, request: InviteRequest) -> tuple[InviteSnapshot, Token
     token = Token(
         mesh=identity.mesh,
         bootstrap_key=identity.bootstrap_key,
-        seeds=tuple(str(endpoint) for endpoint in daemon.seed_endpoints()[:SEEDS_MAX]),
+        seeds=token_seeds(daemon),
         invite_key=key,
         invite=blob,
         ipv4_prefix=identity.ipv4_prefix,

@@ -141,6 +141,10 @@ class Carriage:
         local = self._resort.endpoint(relay, endpoint.port)
         return None if local is None else (local, PathClass.RELAYED_TCP)
 
+    def host(self, relay: NodeId) -> Endpoint | None:
+        """Return where a relay is over TCP, however it is reached itself; None if it is not."""
+        return self._resort.endpoint(relay) if self._goes_over_tcp(relay) else None
+
     def port_released(self, relay: NodeId, port: int) -> None:
         """Forget a port that a relay had allotted to us."""
         ports = self._ports.get(relay, {})

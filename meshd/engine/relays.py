@@ -57,7 +57,7 @@ from meshd.underlay import Timer
 from meshd.wg.types import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from random import Random
 
     from meshd.codec import IPAddress
@@ -129,9 +129,8 @@ class Relays:
         wanted = self._engine.config.relay
         if not credential.relay or wanted is False or self._allocations.draining:
             return False
-        return wanted is True or any(
-            candidate.kind is CandidateKind.HOST and _is_public(candidate.address)
-            for candidate in candidates
+        return wanted is True or _is_reached(
+            [each.address for each in candidates if each.kind is CandidateKind.HOST]
         )
 
     def receive_handover(self, datagram: bytes, source: NodeId, now: float, wall: float) -> None:
@@ -232,6 +231,7 @@ class Relays:
     def carriage_changed(self, relay: NodeId, now: float) -> None:
         """Take that the ports of a relay are to be found elsewhere: over TCP, or no longer so."""
         del now
+        self._plan_revision = -1
         self._client.offer_again(relay)
 
     # Both
@@ -379,8 +379,14 @@ class Relays:
         member, peer = self._engine.gossip.member(node), self._engine.path.peers.get(node)
         if member is None or member.state is MemberState.LEFT:
             return None
-        direct = peer is not None and peer.relay is None
-        reached = self._engine.path.endpoint(node) if direct else None
+        reached = None
+        if peer is not None:
+            direct = peer.relay is None
+            # Its ports are there over TCP though it is itself reached by way of another relay: so
+            # two without UDP meet that have come by different ones.
+            reached = (
+                self._engine.path.endpoint(node) if direct else self._engine.carriage.host(node)
+            )
         return RelayView(
             None if reached is None else reached.address,
             member.rtt,
@@ -419,7 +425,17 @@ class Relays:
         self._engine.send_overlay(mark(_MARKS[type(message)], encode(message)), node)
 
 
-def _is_public(address: IPAddress) -> bool:
+def _is_reached(addresses: Collection[IPAddress]) -> bool:
+    """Whether all ports of a host with these addresses are reached, as far as they can tell.
+
+    Where IPv4 is behind NAT, the same router has a firewall that lets in nobody by IPv6 either.
+    """
+    versions = {address.version for address in addresses if is_public(address)}
+    return 4 in versions or (6 in versions and all(each.version == 6 for each in addresses))
+
+
+def is_public(address: IPAddress) -> bool:
+    """Whether an address is for the whole Internet, documentation's counted in."""
     return not any(
         address.version == network.version and address in network for network in _NOT_PUBLIC
     )

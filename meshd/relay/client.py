@@ -72,7 +72,7 @@ PAUSES: Mapping[Reason, float] = {
 class RelayView:
     """A member that may relay."""
 
-    address: IPAddress | None  # where it is reached; None if it is not reached directly
+    address: IPAddress | None  # where it is reached; None if it is only by way of another
     rtt: float | None  # seconds
     offers: bool = True  # to take new pairs, and is there to do so
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine import engine_carrier
 from engine.engine_carrier import TcpWorld
 from engine.engine_world import all_ping, whole
 from meshd.path.candidates import PathClass
@@ -161,6 +162,26 @@ def test_of_two_relays_the_other_one_takes_over():
         world.disconnect(tube)
 
     world.run_until(lambda: b.ping(c.ipv6) and b.ping(d.ipv6), within=60.0)
+
+
+def test_two_without_udp_meet_though_each_has_come_by_another_relay(monkeypatch):
+    # By the time that a second relay is connected it is reached by way of the first.
+    monkeypatch.setattr(engine_carrier, "CONNECT_DELAY", 3.0)
+    world = TcpWorld()
+    one, other = (world.machine(name, **RELAY) for name in ("one", "other"))
+    b, c = (world.machine(name) for name in ("b", "c"))
+    world.udp_blocked.update(("b", "c"))
+    one.start()
+    other.start(seeds=[one])
+    world.run_until(lambda: whole(one, other), within=10.0)
+
+    b.start(seeds=[one])
+    c.start(seeds=[other])
+
+    world.run_until(lambda: other.node in b.engine.path.peers, within=30.0)
+    world.run_until(lambda: b.engine.path.peers[other.node].relay == one.node, within=30.0)
+    world.run_until(lambda: whole(one, other, b, c), within=30.0)
+    world.run_until(lambda: all_ping(one, other, b, c), within=5.0)
 
 
 def test_loopback_is_nobody_that_the_own_carrier_has_not_made():

@@ -324,13 +324,19 @@ def test_one_without_the_right_to_relays_for_nobody():
 
 
 @pytest.mark.parametrize(
-    ("address", "realm", "relays"),
-    [("192.0.2.9", "internet", True), ("2001:db8::9", "internet", True), ("10.0.0.9", "x", False)],
+    ("addresses", "realm", "relays"),
+    [
+        (["192.0.2.9"], "internet", True),
+        (["2001:db8::9"], "internet", True),
+        (["192.0.2.9", "2001:db8::9"], "internet", True),
+        (["10.0.0.9", "2001:db8::9"], "internet", False),  # at home, where a firewall is likely
+        (["10.0.0.9"], "x", False),
+    ],
 )
-def test_by_itself_a_member_relays_where_it_has_a_public_address(address, realm, relays):
+def test_by_itself_a_member_relays_where_it_has_a_public_address(addresses, realm, relays):
     world = World(seed=4)
     world.underlay.add_nat("x", "203.0.113.1")
-    machine = world.machine("m", address, realm=realm, relay=None)
+    machine = world.machine("m", *addresses, realm=realm, relay=None)
     other = world.machine("other", "192.0.2.1", "2001:db8::1")
     machine.start()
     world.run_for(1.0)

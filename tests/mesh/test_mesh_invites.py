@@ -2,7 +2,7 @@
 
 import pytest
 
-from lablib import lan, wait_until
+from lablib import lan, topology, wait_until
 from mesh.meshes import PATIENCE, mesh_of
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
@@ -46,6 +46,19 @@ def separate(node, *others):
 def reunite(*nodes):
     for node in nodes:
         node.run(["nft", "delete", "table", "inet", "apart"])
+
+
+def test_a_token_made_behind_a_nat_lets_in_a_stranger_from_elsewhere():
+    """public ◀── token ── apd1 ═ NAT ═ ... ═ NAT ═ apd2: who made the token cannot be called."""
+    with mesh_of(topology("nats:apd")) as mesh:
+        public, _, inviter, newcomer = mesh.nodes
+        found(public)
+        join(inviter, invite(public, "--admit"))
+        mesh.wait_whole(public, inviter)
+
+        join(newcomer, invite(inviter))
+
+        mesh.wait_whole(public, inviter, newcomer)
 
 
 def test_one_token_used_on_both_sides_of_a_partition_admits_one():
