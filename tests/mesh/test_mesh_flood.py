@@ -23,7 +23,7 @@ from meshd.underlay import DatagramType
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-GROWTH_MAX = 2 << 20  # bytes; a flood of thousands of datagrams a second is hundreds of MB
+GROWTH_MAX = 8 << 20  # bytes; a flood of thousands of datagrams a second is hundreds of MB
 JUNK_RATE = 5_000
 THIEF_RATE = 300
 DISTINCT = 2048

@@ -75,7 +75,7 @@ def test_members_that_come_and_go_disturb_nobody(measured):
         assert wireguard(a)[1] == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cable_that_was_out_for_a_minute_is_noticed_and_back(measured):
     with mesh_of(internet(3)) as mesh:
         mesh.form()
