@@ -32,6 +32,7 @@ def wait_direct(*nodes):
     wait_until(both_are(*nodes, "direct"), "they are direct", timeout=PATIENCE)
 
 
+@pytest.mark.slow
 def test_from_relay_to_direct_and_back_only_what_was_cut_without_notice_is_lost(measured):
     with mesh_of(topology("nats:ei-apd")) as mesh:
         one, other = mesh.lab["ei-apd1"], mesh.lab["ei-apd2"]

@@ -372,6 +372,7 @@ async def test_one_client_has_a_few_connections_only():
             await relay.heard(WIREGUARD)
 
 
+@pytest.mark.slow
 @in_namespace
 async def test_two_thousand_strangers_keep_no_member_out(monkeypatch):
     monkeypatch.setattr(carrier_host, "ACCEPTS_PER_SECOND_MAX", 5000)
