@@ -11,15 +11,10 @@ notice.  An overrun of the socket's queue (ENOBUFS) is a notice too: `RESYNC`.
 from __future__ import annotations
 
 import enum
-import errno
 import socket
-import struct
 from typing import Final, Self
 
-import trio
-
-from meshd.errors import DeviceError
-from meshd.net.closing import Closing
+from meshd.net.notices import Notices, message_types
 
 # linux/rtnetlink.h
 RTMGRP_LINK = 0x1
@@ -30,11 +25,6 @@ RTMGRP_IPV6_ROUTE = 0x400
 GROUPS = (
     RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
 )
-
-HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-ALIGNMENT = 4
-MESSAGE_BYTES_MAX = 65536
-NOTICES_MAX = 256  # read in one go, so that an endless storm still lets others run
 
 
 class Change(enum.Flag):
@@ -57,24 +47,12 @@ CHANGE_OF_TYPE: Final = {
 NOTHING = Change(0)
 
 
-class NetworkMonitor(Closing):
+class NetworkMonitor(Notices):
     """Hears of everything that happens from the moment it is made."""
 
     def __init__(self) -> None:
-        self._overrun = False
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
-        )
-        try:
-            self._socket.bind((0, GROUPS))
-        except OSError as exc:
-            self._socket.close()
-            raise DeviceError("listen for network changes", exc.errno or 0) from exc
-
-    def close(self) -> None:
-        """Stop listening; a task that waits gets trio.ClosedResourceError."""
-        trio.lowlevel.notify_closing(self._socket)
-        self._socket.close()
+        """Raise DeviceError."""
+        super().__init__(socket.NETLINK_ROUTE, GROUPS, "network changes")
 
     def __aiter__(self) -> Self:
         return self
@@ -84,40 +62,17 @@ class NetworkMonitor(Closing):
 
     async def wait(self) -> Change:
         """Wait for the next notice, and return all that has changed since the last one."""
-        while True:
-            await trio.lowlevel.wait_readable(self._socket)
-            if change := self._drain():
-                return change
-
-    def _drain(self) -> Change:
         change = NOTHING
-        for _ in range(NOTICES_MAX):
-            try:
-                data = self._socket.recv(MESSAGE_BYTES_MAX)
-            except BlockingIOError:
-                self._overrun = False
-                break
-            except OSError as exc:
-                if exc.errno != errno.ENOBUFS:
-                    raise DeviceError("hear of network changes", exc.errno or 0) from exc
-                # Told once; the kernel goes on dropping until the queue has been emptied.
-                self._overrun = True
-                change |= Change.RESYNC
-            else:
-                change |= parse_notices(data)
-                if self._overrun:
-                    change |= Change.RESYNC
+        while not change:
+            await self.wait_readable()
+            for data in self.drain():
+                change |= Change.RESYNC if data is None else parse_notices(data)
         return change
 
 
 def parse_notices(data: bytes) -> Change:
     """Return what a read from the kernel is about; only the messages' headers are looked at."""
     change = NOTHING
-    offset = 0
-    while offset + HEADER.size <= len(data):
-        length, kind, _flags, _sequence, _port = HEADER.unpack_from(data, offset)
-        if length < HEADER.size:
-            return change | Change.RESYNC
-        change |= CHANGE_OF_TYPE.get(kind, NOTHING)
-        offset += -(-length // ALIGNMENT) * ALIGNMENT
+    for kind in message_types(data):
+        change |= Change.RESYNC if kind is None else CHANGE_OF_TYPE.get(kind, NOTHING)
     return change
