@@ -2,8 +2,9 @@
 
     round     0      1       2          3              …          every 8 s
     pause       .25     .5        1            2            …  8
-              each round asks every address of every seed, with a fresh key for each; and thrice,
-              once nobody has answered for a while: a seed under a flood loses most requests
+              round 0 asks the first address, the others every address of every seed, with a fresh
+              key for each; and thrice, once nobody has answered for a while: a seed under a flood
+              loses most requests
 
 Rule 1: only an answer counts that opens under one of the handshakes under way with the address it
         came from, is signed by a member, and holds a chain for this very node or a refusal.
@@ -15,7 +16,10 @@ Rule 2: a final refusal ends it; others are reported, and the seeds asked again,
 Rule 3: a member that is too busy for strangers answers with a cookie.  It is asked once more with
         that at once, and with it from then on; see `cookie`.
 
-Rule 4: names are looked up again while nobody answers, since a seed may have moved or its name may
+Rule 4: who is named first lets in, if it can: in a token that is who made it, and who lets in
+        answers for the newcomer.
+
+Rule 5: names are looked up again while nobody answers, since a seed may have moved or its name may
         only appear later.
 """
 
@@ -250,7 +254,8 @@ class Joiner:
             self._events.append(ResolveSeeds(self._seeds))
         self._repeats.clear()
         times = config.silent_requests if self._said_silent else 1
-        for endpoint in self._endpoints * times:
+        first = not any(self._attempts.values())
+        for endpoint in self._endpoints[:1] if first else self._endpoints * times:
             self._ask(endpoint, now, wall)
         pause = min(config.pause_max, config.pause_min * 2**self._round)
         self._round_at = now + pause * (1.0 - config.pause_jitter * self._rng.random())

@@ -329,10 +329,23 @@ def test_jitter_only_shortens_pauses():
     assert len(set(gaps)) == len(gaps)
 
 
+def test_the_first_address_has_the_first_round_for_itself():
+    joiner = new_joiner(seeds=("a:1", "b:2"))
+    joiner.seeds_resolved([("a:1", [SEED_AT]), ("b:2", [OTHER_AT])], 0.0)
+    joiner.handle_timer(0.0, WALL)
+    assert [out.target for out in joiner.datagrams_to_send()] == [SEED_AT]
+
+    joiner.handle_timer(joiner.get_timer().at, WALL)
+
+    assert [out.target for out in joiner.datagrams_to_send()] == [SEED_AT, OTHER_AT]
+
+
 def test_every_address_of_every_seed_is_asked_each_with_its_own_key():
     joiner = new_joiner(seeds=("a:1", "b:2"))
     joiner.seeds_resolved([("a:1", [SEED_AT, OTHER_AT]), ("b:2", [OTHER_AT, NEWCOMER_AT])], 0.0)
     joiner.handle_timer(0.0, WALL)
+    joiner.datagrams_to_send()
+    joiner.handle_timer(joiner.get_timer().at, WALL)
 
     sent = joiner.datagrams_to_send()
 
@@ -343,7 +356,11 @@ def test_every_address_of_every_seed_is_asked_each_with_its_own_key():
 def test_a_name_with_many_addresses_is_asked_at_a_bounded_number():
     many = [Endpoint(ip_address(f"192.0.2.{n}"), 51820) for n in range(100)]
 
-    assert len(asked(new_joiner(), at=many)) == SEED_ENDPOINTS_MAX
+    joiner = new_joiner()
+    asked(joiner, at=many)
+    joiner.handle_timer(joiner.get_timer().at, WALL)
+
+    assert len(joiner.datagrams_to_send()) == SEED_ENDPOINTS_MAX
 
 
 def test_a_late_answer_to_an_earlier_request_counts():
